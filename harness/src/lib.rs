@@ -1,1 +1,11 @@
-//! x
+//! Integration tests for Kubernetes controllers written with kube-rs.
+#![warn(missing_docs, clippy::exhaustive_enums)]
+
+pub mod assets;
+mod connect;
+mod lifeline;
+mod manifests;
+pub mod plane;
+mod text;
+
+pub use plane::Plane;

@@ -1,0 +1,197 @@
+//! Building the servers from their Go modules, pinned in files that ship inside this crate.
+//!
+//! The recipe is `go build` in a module whose `go.mod` requires `k8s.io/kubernetes` and etcd and
+//! whose `go.sum` fixes every byte of what they need, so anyone can repeat it. A build runs in a
+//! process group that ends with this process: a killed test leaves no compiler.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::store::Store;
+use super::version::{Pinned, Requirement};
+use super::{AssetError, Binary, Event};
+use crate::lifeline::{Lifeline, Spawn};
+use crate::text::tail;
+
+/// How many of the last lines of a failed build its error shows.
+const SHOWN_LINES: usize = 15;
+
+/// Builds `missing` into the store and returns the directory that has them.
+///
+/// Whoever comes second waits for the first, and then finds everything there.
+pub(crate) async fn into_store(
+    store: &Store,
+    requirement: &Requirement,
+    missing: &[Binary],
+    looked_at: &[String],
+    on_event: &(dyn Fn(Event) + Send + Sync),
+) -> Result<PathBuf, AssetError> {
+    let version = requirement.buildable_version()?;
+    let Some(pinned) = requirement.pinned() else {
+        return Err(AssetError::BadVersion { text: requirement.to_string() });
+    };
+    let not_found = |why_not_built| AssetError::NotFound {
+        binaries: missing.to_vec(),
+        version: version.to_string(),
+        looked_at: looked_at.to_vec(),
+        why_not_built,
+    };
+    let go = find_go().ok_or_else(|| not_found("there is no `go` in PATH or GOROOT".to_owned()))?;
+
+    let lock = store.lock(&version, on_event).await?;
+    let directory = store.directory(&version);
+    let still_missing: Vec<_> = missing
+        .iter()
+        .copied()
+        .filter(|binary| {
+            let there = directory.join(binary.name()).exists();
+            !(there && store.check(&version, *binary).is_ok())
+        })
+        .collect();
+    if still_missing.is_empty() {
+        return Ok(directory);
+    }
+    store.sweep_staging(&lock);
+    let staging = store.staging()?;
+    let module = staging.path().join("module");
+    let finished = staging.path().join("finished");
+    let write = || -> std::io::Result<()> {
+        fs::create_dir(&module)?;
+        fs::create_dir(&finished)?;
+        fs::create_dir(staging.path().join("tmp"))?;
+        fs::write(module.join("go.mod"), pinned.go_mod)?;
+        fs::write(module.join("go.sum"), pinned.go_sum)
+    };
+    write().map_err(|source| store.failed("write the Go module to build", source))?;
+
+    for (index, &binary) in still_missing.iter().enumerate() {
+        on_event(Event::Building {
+            binary,
+            version: recipe_version(binary, pinned),
+            number: index + 1,
+            of: still_missing.len(),
+            usual: usual(binary),
+        });
+        let begun = Instant::now();
+        build_one(&go, binary, pinned, store, staging.path()).await?;
+        on_event(Event::Built { binary, took: begun.elapsed() });
+    }
+    store.admit(&version, &finished, &still_missing, &lock)
+}
+
+async fn build_one(
+    go: &Path,
+    binary: Binary,
+    pinned: &Pinned,
+    store: &Store,
+    staging: &Path,
+) -> Result<(), AssetError> {
+    let version = pinned.version;
+    // Without these the servers report v0.0.0-master.
+    let package = "k8s.io/component-base/version";
+    let link = format!(
+        "-s -w -X {package}.gitVersion=v{version} -X {package}.gitMajor={} -X {package}.gitMinor={}",
+        version.major(),
+        version.minor(),
+    );
+    let output = staging.join("finished").join(binary.name());
+    let arguments: Vec<String> = [
+        "build",
+        "-mod=readonly",
+        "-buildvcs=false",
+        "-trimpath",
+        "-ldflags",
+        &link,
+        "-o",
+        &output.to_string_lossy(),
+        go_package(binary),
+    ]
+    .map(str::to_owned)
+    .into();
+    let command = format!("{} {}", go.display(), arguments.join(" "));
+    let log_path = staging.join(format!("{binary}.log"));
+    let log =
+        File::create(&log_path).map_err(|source| store.failed("write a build log", source))?;
+    let go_build = Lifeline::spawn(Spawn {
+        program: go,
+        arguments: &arguments,
+        environment: environment(store, staging),
+        working_directory: &staging.join("module"),
+        remove: Some(staging),
+        output: log,
+    })
+    .map_err(|source| store.failed("start a Go build", source))?;
+    let status = go_build.wait().await;
+    if status.is_some_and(|status| status.success()) && output.is_file() {
+        return Ok(());
+    }
+    let problem = match status {
+        Some(status) if status.success() => "it made no file".to_owned(),
+        Some(status) => format!("it ended with {status}"),
+        None => "nobody saw it end".to_owned(),
+    };
+    Err(AssetError::Build { binary, problem, command, output: tail(&log_path, SHOWN_LINES) })
+}
+
+/// The caller's environment, since it says which proxy and caches to use, and what we insist on.
+fn environment(store: &Store, staging: &Path) -> Vec<(OsString, OsString)> {
+    let has = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let mut environment: Vec<_> = std::env::vars_os().collect();
+    let mut set = |name: &str, value: OsString| {
+        environment.retain(|(known, _)| known != name);
+        environment.push((name.into(), value));
+    };
+    set("CGO_ENABLED", "0".into()); // static, so that the binary also runs in an empty image
+    set("GO111MODULE", "on".into());
+    set("GOWORK", "off".into());
+    set("GOFLAGS", "".into()); // `-mod=vendor` and the like belong to the caller's own module
+    set("GOTMPDIR", staging.join("tmp").into());
+    // Go refuses to start where it cannot name its caches.
+    let cache = store.path().join("laggard");
+    if !has("HOME") {
+        if !has("GOCACHE") && !has("XDG_CACHE_HOME") {
+            set("GOCACHE", cache.join("go-build").into());
+        }
+        if !has("GOPATH") {
+            set("GOPATH", cache.join("go").into());
+        }
+    }
+    environment
+}
+
+fn find_go() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let root = std::env::var_os("GOROOT").map(|root| PathBuf::from(root).join("bin"));
+    std::env::split_paths(&path)
+        .chain(root)
+        .map(|directory| directory.join("go"))
+        .find(|candidate| candidate.is_file())
+}
+
+fn go_package(binary: Binary) -> &'static str {
+    match binary {
+        Binary::Etcd => "go.etcd.io/etcd/server/v3",
+        Binary::KubeApiserver => "k8s.io/kubernetes/cmd/kube-apiserver",
+        Binary::KubeControllerManager => "k8s.io/kubernetes/cmd/kube-controller-manager",
+        Binary::Kubectl => "k8s.io/kubernetes/cmd/kubectl",
+    }
+}
+
+fn recipe_version(binary: Binary, pinned: &Pinned) -> String {
+    match binary {
+        Binary::Etcd => pinned.etcd.to_owned(),
+        _ => pinned.version.to_string(),
+    }
+}
+
+/// Measured on two cores with nothing cached but the downloaded modules.
+fn usual(binary: Binary) -> Duration {
+    Duration::from_secs(match binary {
+        Binary::Etcd => 35,
+        Binary::KubeApiserver => 190,
+        Binary::KubeControllerManager => 70,
+        Binary::Kubectl => 20,
+    })
+}

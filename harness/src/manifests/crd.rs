@@ -1,0 +1,125 @@
+//! Custom resource definitions: installed all at once, and usable when this returns.
+
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Client, Error, ResourceExt as _};
+use serde_json::json;
+
+/// Between two tries to list a resource that is not served yet; it takes some 20 ms, and there is
+/// no event for it.
+const LIST_INTERVAL: Duration = Duration::from_millis(2);
+
+/// An Established condition older than two seconds; see [`back_date`].
+const LONG_AGO: &str = "2000-01-01T00:00:00Z";
+
+/// Whether the plane is ours, so that a condition may be back-dated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ownership {
+    Ours,
+}
+
+/// Installs definitions, waits until each is established and every served version can be listed,
+/// and makes the first creation of an object as quick as every other.
+///
+/// Has no limit of its own.
+pub(crate) async fn install_crds(
+    client: &Client,
+    definitions: &[CustomResourceDefinition],
+    ownership: Ownership,
+) -> Result<(), Error> {
+    let installs = definitions.iter().map(|definition| install_crd(client, definition, ownership));
+    futures::future::try_join_all(installs).await?;
+    Ok(())
+}
+
+async fn install_crd(
+    client: &Client,
+    definition: &CustomResourceDefinition,
+    ownership: Ownership,
+) -> Result<(), Error> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = definition.name_any();
+    let apply = PatchParams::apply("laggard").force();
+    let applied = api.patch(&name, &apply, &Patch::Apply(definition)).await?;
+    let established = established(&api, applied).await?;
+    match ownership {
+        Ownership::Ours => back_date(&api, &established).await?,
+    }
+    for version in definition.spec.versions.iter().filter(|version| version.served) {
+        let kind = GroupVersionKind::gvk(
+            &definition.spec.group,
+            &version.name,
+            &definition.spec.names.kind,
+        );
+        let resource = ApiResource::from_gvk_with_plural(&kind, &definition.spec.names.plural);
+        let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        loop {
+            match objects.list(&ListParams::default().limit(1)).await {
+                Ok(_) => break,
+                // Not served yet: the API server answers 404 in plain text.
+                Err(Error::Api(status)) if status.code == 404 => {
+                    tokio::time::sleep(LIST_INTERVAL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn established(
+    api: &Api<CustomResourceDefinition>,
+    mut definition: CustomResourceDefinition,
+) -> Result<CustomResourceDefinition, Error> {
+    while !is_established(&definition) {
+        let params =
+            WatchParams::default().fields(&format!("metadata.name={}", definition.name_any()));
+        let version = definition.resource_version().unwrap_or_default();
+        let mut events = std::pin::pin!(api.watch(&params, &version).await?);
+        while let Some(event) = events.try_next().await? {
+            match event {
+                WatchEvent::Added(changed) | WatchEvent::Modified(changed) => {
+                    definition = changed;
+                    if is_established(&definition) {
+                        break;
+                    }
+                }
+                WatchEvent::Error(status) => return Err(Error::Api(status)),
+                WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
+            }
+        }
+    }
+    Ok(definition)
+}
+
+fn is_established(definition: &CustomResourceDefinition) -> bool {
+    let conditions = definition.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Established" && condition.status == "True")
+}
+
+/// Makes the Established condition an old one.
+///
+/// The API server answers the first POST of a custom resource only after two seconds while that
+/// condition is younger than that: a guard for control planes with several API servers, which a
+/// plane of ours is not. Source: Kubernetes, `apiextensions-apiserver`,
+/// `customresource_handler.go`, `longRunningCreationDelay` around the Established time.
+async fn back_date(
+    api: &Api<CustomResourceDefinition>,
+    definition: &CustomResourceDefinition,
+) -> Result<(), Error> {
+    let mut conditions =
+        json!(definition.status.as_ref().and_then(|status| status.conditions.as_ref()));
+    for condition in conditions.as_array_mut().into_iter().flatten() {
+        condition["lastTransitionTime"] = json!(LONG_AGO);
+    }
+    let patch = json!({ "status": { "conditions": conditions } });
+    let name = definition.name_any();
+    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}

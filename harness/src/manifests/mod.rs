@@ -1,0 +1,5 @@
+//! Documents that are put on a plane, and the wait until they work.
+
+mod crd;
+
+pub(crate) use crd::{Ownership, install_crds};

@@ -1,0 +1,110 @@
+//! What the two ways of running servers have in common, as the rest of the plane sees it.
+
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use futures::future::BoxFuture;
+
+use super::error::{ServerEvidence, StartErrorKind};
+use super::flags::Flags;
+use super::pki::{EtcdPki, Pki};
+use crate::assets::{Assets, Binary};
+
+/// Where servers run, and what can be done to them there.
+///
+/// A value exists before the first server does, and dropping it ends whatever was started.
+pub(crate) trait Backend: Debug + Send + Sync {
+    /// Starts the servers, all at once. A second call, after some have ended, starts those anew.
+    fn launch<'a>(&'a mut self, servers: &'a [Server])
+    -> BoxFuture<'a, Result<(), StartErrorKind>>;
+
+    /// Where the API server is reached from here.
+    fn apiserver(&self) -> Option<SocketAddr>;
+
+    /// Resolves when a server ends by itself: which, and its exit status in words.
+    fn ended(&self) -> BoxFuture<'_, (Binary, String)>;
+
+    /// Stops a server in its tracks, or lets it go on; returns when that holds.
+    fn set_paused(&self, server: Binary, paused: bool)
+    -> BoxFuture<'_, Result<(), StartErrorKind>>;
+
+    /// What every server was started with and said last.
+    fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>>;
+
+    /// The directory of the logs; they are kept if `keep`.
+    fn keep_logs(&mut self) -> Option<PathBuf>;
+
+    /// The directory of the logs.
+    fn logs(&self) -> Option<&Path>;
+
+    /// Ends the servers alone and waits for that; they can be launched again.
+    fn stop_servers(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Ends everything at once and waits until it is gone; returns who had ended before, and what
+    /// could not be removed.
+    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)>;
+}
+
+/// One server to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) binary: Binary,
+    pub(crate) arguments: Vec<String>,
+}
+
+/// Names under which the servers see their files and each other; what differs between backends.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// Put before the name of each file; ends with a slash.
+    pub(crate) files: String,
+    /// Flags of each server that say where it listens and whom it calls.
+    pub(crate) etcd: Flags,
+    pub(crate) apiserver: Flags,
+    /// The address that a controller-manager beside the API server calls.
+    pub(crate) apiserver_url: String,
+}
+
+/// A file that the servers need, under a name relative to [`Surroundings::files`].
+#[derive(Clone)]
+pub(crate) struct ServerFile {
+    pub(crate) name: &'static str,
+    pub(crate) content: String,
+}
+
+/// Never prints the content, which may be a key.
+impl Debug for ServerFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The files of every plane; of etcd's only where it is reached over TCP.
+pub(crate) fn files(pki: &Pki, etcd: Option<&EtcdPki>) -> Vec<ServerFile> {
+    let file = |name, content: &str| ServerFile { name, content: content.to_owned() };
+    let mut files = vec![
+        file("client-ca.crt", pki.client_ca.certificate()),
+        file("serving.crt", &pki.serving.certificate),
+        file("serving.key", &pki.serving.key),
+        file("service-accounts.pub", &pki.service_accounts.public),
+        file("service-accounts.key", &pki.service_accounts.private),
+    ];
+    if let Some(etcd) = etcd {
+        files.extend([
+            file("etcd-ca.crt", etcd.ca.certificate()),
+            file("etcd.crt", &etcd.server.certificate),
+            file("etcd.key", &etcd.server.key),
+            file("etcd-client.crt", &etcd.client.certificate),
+            file("etcd-client.key", &etcd.client.key),
+        ]);
+    }
+    files
+}
+
+/// What every backend is made from.
+#[derive(Debug)]
+pub(crate) struct Ingredients<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) assets: &'a Assets,
+    pub(crate) pki: &'a Pki,
+}

@@ -1,0 +1,622 @@
+//! Describing a plane, and starting it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Config;
+use kube::api::Api;
+use kube::client::ConfigExt as _;
+use kube::config::Kubeconfig;
+use serde_json::json;
+
+use super::backend::{Backend, Ingredients, Server, Surroundings};
+use super::controllers::{self, Controller};
+use super::directory::new_id;
+use super::error::{Evidence, StartError, StartErrorKind, Step};
+use super::flags::Flags;
+use super::pki::{Pair, Pki, SERVER_NAME};
+use super::process::ProcessBackend;
+use super::ready::Probe;
+use super::{BackendKind, Plane, Readiness, Timings};
+use crate::assets::{Binary, Wanted};
+use crate::manifests::{Ownership, install_crds};
+
+/// A plane on two cores is ready in about a second, but twenty at once take half a minute.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A port is held against strangers, so a clash is very rare; nothing else is tried twice.
+const PORT_TRIES: usize = 3;
+
+/// A plane that is described but does not exist yet.
+///
+/// # Example
+///
+/// ```no_run
+/// # async fn example() -> Result<(), laggard::plane::StartError> {
+/// use laggard::plane::{Controller, Flags, Plane, Readiness};
+///
+/// let plane = Plane::builder()
+///     .kubernetes("1.37")
+///     .controllers([Controller::StatefulSet])
+///     .apiserver_flags(Flags::new().set("v", "2"))
+///     .readiness(Readiness::Full)
+///     .start()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens until `start` is called"]
+pub struct PlaneBuilder {
+    kubernetes: Option<String>,
+    assets_directory: Option<PathBuf>,
+    backend: Option<BackendKind>,
+    controllers: BTreeSet<Controller>,
+    crds: Vec<CustomResourceDefinition>,
+    readiness: Readiness,
+    start_timeout: Option<Duration>,
+    etcd: Flags,
+    apiserver: Flags,
+    controller_manager: Flags,
+}
+
+impl Default for PlaneBuilder {
+    fn default() -> Self {
+        Self {
+            kubernetes: None,
+            assets_directory: None,
+            backend: None,
+            controllers: BTreeSet::new(),
+            crds: Vec::new(),
+            readiness: Readiness::default(),
+            start_timeout: None,
+            etcd: Flags::new(),
+            apiserver: Flags::new(),
+            controller_manager: Flags::new(),
+        }
+    }
+}
+
+impl PlaneBuilder {
+    /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one.
+    ///
+    /// Default: the newest that this version of laggard knows, or what the environment names.
+    pub fn kubernetes(mut self, version: impl Into<String>) -> Self {
+        self.kubernetes = Some(version.into());
+        self
+    }
+
+    /// A directory with the binaries, looked at after the environment and before the store.
+    pub fn assets_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.assets_directory = Some(directory.into());
+        self
+    }
+
+    /// How the servers are run; default what `LAGGARD_BACKEND` says (`process` or `container`), or
+    /// else [`BackendKind::Process`].
+    pub fn backend(mut self, backend: BackendKind) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    /// Runs the real kube-controller-manager with these controllers; default none.
+    ///
+    /// `start` then returns once each of them has acted on an object.
+    pub fn controllers(mut self, controllers: impl IntoIterator<Item = Controller>) -> Self {
+        self.controllers.extend(controllers);
+        self
+    }
+
+    /// Custom resource definitions that are usable when `start` returns.
+    pub fn crds(mut self, crds: impl IntoIterator<Item = CustomResourceDefinition>) -> Self {
+        self.crds.extend(crds);
+        self
+    }
+
+    /// What `start` waits for; default [`Readiness::FirstStep`].
+    pub fn readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = readiness;
+        self
+    }
+
+    /// How long a start may take once the binaries are at hand, wall clock; default what
+    /// `KUBEBUILDER_CONTROLPLANE_START_TIMEOUT` says (`90s`, `1m30s`), or else 60 s.
+    pub fn start_timeout(mut self, limit: Duration) -> Self {
+        self.start_timeout = Some(limit);
+        self
+    }
+
+    /// Changes to etcd's flags.
+    pub fn etcd_flags(mut self, changes: Flags) -> Self {
+        self.etcd = self.etcd.then(&changes);
+        self
+    }
+
+    /// Changes to kube-apiserver's flags.
+    pub fn apiserver_flags(mut self, changes: Flags) -> Self {
+        self.apiserver = self.apiserver.then(&changes);
+        self
+    }
+
+    /// Changes to kube-controller-manager's flags.
+    pub fn controller_manager_flags(mut self, changes: Flags) -> Self {
+        self.controller_manager = self.controller_manager.then(&changes);
+        self
+    }
+
+    /// Starts the plane and waits until it can be used.
+    ///
+    /// Obtaining the binaries has a limit of its own (30 minutes, for a first build); the start's
+    /// limit begins after it. Dropping the future ends and removes whatever had been started.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`], which names the step, the cause, and for each server its command line, its
+    /// exit status and the last lines of its log.
+    pub async fn start(self) -> Result<Plane, StartError> {
+        let begun = Instant::now();
+        let mut attempt = Attempt { step: Step::Assets, begun, answer: Answer::default() };
+        let mut timings = Timings { readiness: self.readiness, ..Timings::default() };
+        let settings = self.settings().map_err(|kind| attempt.failed(kind))?;
+
+        let assets =
+            self.wanted().get(|_| ()).await.map_err(|error| attempt.failed(error.into()))?;
+        timings.assets = begun.elapsed();
+
+        attempt.step = Step::Preparation;
+        attempt.begun = Instant::now();
+        let pki = Pki::new().map_err(|error| {
+            attempt.failed(StartErrorKind::system("make keys", std::io::Error::other(error)))
+        })?;
+        let id = new_id();
+        let from = Ingredients { id: &id, assets: &assets, pki: &pki };
+        let limit = settings.start_timeout;
+        let deadline = tokio::time::Instant::now() + limit;
+
+        let mut launched = match settings.backend {
+            BackendKind::Process => Launched::process(&from, &pki),
+            #[cfg(feature = "container")]
+            BackendKind::Container => Launched::container(&from, &pki, deadline).await,
+            #[cfg(not(feature = "container"))]
+            BackendKind::Container => Err(StartErrorKind::Setting {
+                problem: "the container backend is not compiled in; enable laggard's feature \
+                          \"container\""
+                    .to_owned(),
+            }),
+        }
+        .map_err(|kind| attempt.failed(kind))?;
+        timings.preparation = attempt.begun.elapsed();
+
+        let come_up = self.come_up(&mut launched, &pki, &mut attempt, &mut timings);
+        let result = match tokio::time::timeout_at(deadline, come_up).await {
+            Ok(result) => result,
+            Err(_) => Err(StartErrorKind::TimedOut { limit }),
+        };
+        match result {
+            Ok((config, kubeconfig)) => {
+                timings.total = begun.elapsed();
+                tracing::info!(?timings, %id, "a plane is up");
+                Ok(Plane {
+                    backend: launched.into_backend(),
+                    config,
+                    kubeconfig,
+                    timings,
+                    controllers_paused: tokio::sync::Mutex::new(false),
+                })
+            }
+            Err(kind) => Err(launched.roll_back(attempt, kind).await),
+        }
+    }
+
+    fn wanted(&self) -> Wanted {
+        let mut wanted = match &self.kubernetes {
+            Some(version) => Wanted::kubernetes(version),
+            None => Wanted::newest(),
+        };
+        if let Some(directory) = &self.assets_directory {
+            wanted = wanted.directory(directory);
+        }
+        let mut binaries = vec![Binary::Etcd, Binary::KubeApiserver];
+        if !self.controllers.is_empty() {
+            binaries.push(Binary::KubeControllerManager);
+        }
+        wanted.binaries(binaries)
+    }
+
+    /// What the builder leaves open, from the environment.
+    fn settings(&self) -> Result<Settings, StartErrorKind> {
+        let backend = match self.backend {
+            Some(backend) => backend,
+            None => match std::env::var("LAGGARD_BACKEND").ok().as_deref() {
+                None | Some("" | "process") => BackendKind::Process,
+                Some("container") => BackendKind::Container,
+                Some(other) => {
+                    return Err(StartErrorKind::Setting {
+                        problem: format!(
+                            "LAGGARD_BACKEND is {other:?}; write \"process\" or \"container\""
+                        ),
+                    });
+                }
+            },
+        };
+        let variable = "KUBEBUILDER_CONTROLPLANE_START_TIMEOUT";
+        let start_timeout = match (self.start_timeout, std::env::var(variable)) {
+            (Some(limit), _) => limit,
+            (None, Ok(text)) if !text.is_empty() => {
+                super::go_duration::parse(&text).ok_or_else(|| StartErrorKind::Setting {
+                    problem: format!("{variable} is {text:?}; write a duration such as \"1m30s\""),
+                })?
+            }
+            (None, _) => START_TIMEOUT,
+        };
+        Ok(Settings { backend, start_timeout })
+    }
+
+    /// From the first spawn until a test can use the plane.
+    async fn come_up(
+        &self,
+        launched: &mut Launched,
+        pki: &Pki,
+        attempt: &mut Attempt,
+        timings: &mut Timings,
+    ) -> Result<(Config, serde_json::Value), StartErrorKind> {
+        attempt.step = Step::Launch;
+        let begun = Instant::now();
+        let mut tries = 0;
+        let (config, kubeconfig) = loop {
+            tries += 1;
+            let servers = self.servers(launched.surroundings());
+            launched.backend().launch(&servers).await?;
+            attempt.step = Step::Readiness;
+            let (config, kubeconfig) = launched.config(pki)?;
+            let address =
+                launched.backend().apiserver().ok_or_else(|| StartErrorKind::Setting {
+                    problem: "the backend gave no address of the API server".to_owned(),
+                })?;
+            let tls = config
+                .rustls_client_config()
+                .map_err(|error| StartErrorKind::request("make a TLS client", error))?;
+            let probe = Probe::new(address, tls);
+            let waited = watched(launched.backend(), async {
+                Ok(attempt.answer.follow(&probe, probe.ready(self.readiness)).await)
+            });
+            match waited.await {
+                Ok(reached) => {
+                    timings.listening = reached.listening;
+                    timings.tls = reached.tls;
+                    timings.ready = begun.elapsed();
+                    break (config, kubeconfig);
+                }
+                Err(kind) if tries < PORT_TRIES && launched.lost_its_port().await => {
+                    tracing::warn!(error = %kind, "the port was taken meanwhile; trying another");
+                    launched.take_another_port().await?;
+                }
+                Err(kind) => return Err(kind),
+            }
+        };
+        let client = crate::connect::client(&config)
+            .map_err(|error| StartErrorKind::request("make a client", error))?;
+
+        attempt.step = Step::Namespace;
+        let begun = Instant::now();
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        attempt.answer.set("waiting for the namespace default");
+        watched(launched.backend(), async {
+            loop {
+                match namespaces.get_opt("default").await {
+                    Ok(Some(_)) => return Ok(()),
+                    // Made by a hook of the API server that ends before it is ready, normally.
+                    Ok(None) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    Err(error) => {
+                        return Err(StartErrorKind::request("get the namespace default", error));
+                    }
+                }
+            }
+        })
+        .await?;
+        timings.namespace = begun.elapsed();
+
+        if !self.crds.is_empty() {
+            attempt.step = Step::Crds;
+            let begun = Instant::now();
+            attempt.answer.set("waiting for custom resource definitions to be served");
+            let install = install_crds(&client, &self.crds, Ownership::Ours);
+            watched(launched.backend(), async {
+                let attempt = "install custom resource definitions";
+                install.await.map_err(|error| StartErrorKind::request(attempt, error))
+            })
+            .await?;
+            timings.crds = begun.elapsed();
+        }
+
+        if !self.controllers.is_empty() {
+            attempt.step = Step::Controllers;
+            let begun = Instant::now();
+            let server = self.controller_manager(launched.surroundings());
+            launched.write_controller_manager_kubeconfig(pki)?;
+            launched.backend().launch(std::slice::from_ref(&server)).await?;
+            watched(launched.backend(), async {
+                controllers::wait_until_at_work(&client, &self.controllers, |awaited| {
+                    attempt.answer.set(&format!("waiting for {awaited}"));
+                })
+                .await
+            })
+            .await?;
+            timings.controllers = begun.elapsed();
+        }
+        Ok((config, kubeconfig))
+    }
+
+    fn servers(&self, around: &Surroundings) -> Vec<Server> {
+        let files = &around.files;
+        let etcd = Flags::new()
+            .set("name", "default")
+            .set("unsafe-no-fsync", "true")
+            // One member: its election need not wait for anybody.
+            .set("heartbeat-interval", "10")
+            .set("election-timeout", "50")
+            .set("log-level", "warn")
+            .then(&around.etcd)
+            .then(&self.etcd);
+        let apiserver = Flags::new()
+            // Both, always: without the first there must be a default route, and without the
+            // second Kubernetes 1.37 refuses a loopback address.
+            .set("advertise-address", "127.0.0.1")
+            .set("endpoint-reconciler-type", "none")
+            .set("allow-privileged", "true")
+            .set("anonymous-auth", "false")
+            .set("authorization-mode", "RBAC")
+            // No controller makes the default accounts, and every pod would be refused.
+            .set("disable-admission-plugins", "ServiceAccount")
+            .set("service-cluster-ip-range", "10.0.0.0/24")
+            .set("client-ca-file", format!("{files}client-ca.crt"))
+            .set("tls-cert-file", format!("{files}serving.crt"))
+            .set("tls-private-key-file", format!("{files}serving.key"))
+            .set("service-account-issuer", "https://kubernetes.default.svc")
+            .set("service-account-key-file", format!("{files}service-accounts.pub"))
+            .set("service-account-signing-key-file", format!("{files}service-accounts.key"))
+            .then(&around.apiserver)
+            .then(&self.apiserver);
+        vec![
+            Server { binary: Binary::Etcd, arguments: etcd.arguments() },
+            Server { binary: Binary::KubeApiserver, arguments: apiserver.arguments() },
+        ]
+    }
+
+    fn controller_manager(&self, around: &Surroundings) -> Server {
+        let files = &around.files;
+        let flags = Flags::new()
+            .set("kubeconfig", format!("{files}{CONTROLLER_MANAGER_KUBECONFIG}"))
+            .set("leader-elect", "false")
+            .set("secure-port", "0")
+            .set("controllers", controllers::flag(&self.controllers))
+            .set("service-account-private-key-file", format!("{files}service-accounts.key"))
+            // A test should not wait for a limit that protects large clusters.
+            .set("kube-api-qps", "1000")
+            .set("kube-api-burst", "2000")
+            .then(&self.controller_manager);
+        Server { binary: Binary::KubeControllerManager, arguments: flags.arguments() }
+    }
+}
+
+/// The name of the controller-manager's kubeconfig among the files of a plane.
+pub(crate) const CONTROLLER_MANAGER_KUBECONFIG: &str = "controller-manager.kubeconfig";
+
+#[derive(Debug)]
+struct Settings {
+    backend: BackendKind,
+    start_timeout: Duration,
+}
+
+/// How far a start has come.
+#[derive(Debug)]
+struct Attempt {
+    step: Step,
+    begun: Instant,
+    answer: Answer,
+}
+
+impl Attempt {
+    fn failed(&self, kind: StartErrorKind) -> StartError {
+        StartError {
+            step: self.step,
+            waited: self.begun.elapsed(),
+            evidence: Box::default(),
+            kind: Box::new(kind),
+        }
+    }
+}
+
+/// What was seen last, for the error of a deadline that comes from outside.
+#[derive(Clone, Debug, Default)]
+struct Answer(Arc<Mutex<Option<String>>>);
+
+impl Answer {
+    fn set(&self, answer: &str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.to_owned());
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Polls the wait, and notes the probe's last answer whenever the wait is dropped or ends.
+    async fn follow<T>(&self, probe: &Probe, wait: impl Future<Output = T>) -> T {
+        struct Note<'a>(&'a Answer, &'a Probe);
+        impl Drop for Note<'_> {
+            fn drop(&mut self) {
+                self.0.set(&self.1.last_answer());
+            }
+        }
+        let _note = Note(self, probe);
+        wait.await
+    }
+}
+
+/// Waits for something, but not longer than the servers live.
+async fn watched<T>(
+    backend: &dyn Backend,
+    wait: impl Future<Output = Result<T, StartErrorKind>>,
+) -> Result<T, StartErrorKind> {
+    tokio::select! {
+        biased;
+        result = wait => result,
+        (server, status) = backend.ended() => Err(StartErrorKind::Exited { server, status }),
+    }
+}
+
+/// A backend together with what only one kind of it can do.
+#[derive(Debug)]
+enum Launched {
+    Process(ProcessBackend, Surroundings),
+    #[cfg(feature = "container")]
+    Container(super::container::ContainerBackend, Surroundings),
+}
+
+impl Launched {
+    fn process(from: &Ingredients<'_>, _pki: &Pki) -> Result<Self, StartErrorKind> {
+        let backend = ProcessBackend::prepare(from)?;
+        let surroundings = backend.surroundings();
+        Ok(Self::Process(backend, surroundings))
+    }
+
+    #[cfg(feature = "container")]
+    async fn container(
+        from: &Ingredients<'_>,
+        _pki: &Pki,
+        deadline: tokio::time::Instant,
+    ) -> Result<Self, StartErrorKind> {
+        let backend = super::container::ContainerBackend::prepare(from, deadline).await?;
+        let surroundings = backend.surroundings();
+        Ok(Self::Container(backend, surroundings))
+    }
+
+    fn backend(&mut self) -> &mut dyn Backend {
+        match self {
+            Self::Process(backend, _) => backend,
+            #[cfg(feature = "container")]
+            Self::Container(backend, _) => backend,
+        }
+    }
+
+    fn surroundings(&self) -> &Surroundings {
+        match self {
+            Self::Process(_, surroundings) => surroundings,
+            #[cfg(feature = "container")]
+            Self::Container(_, surroundings) => surroundings,
+        }
+    }
+
+    fn into_backend(self) -> Box<dyn Backend> {
+        match self {
+            Self::Process(backend, _) => Box::new(backend),
+            #[cfg(feature = "container")]
+            Self::Container(backend, _) => Box::new(backend),
+        }
+    }
+
+    fn config(&mut self, pki: &Pki) -> Result<(Config, serde_json::Value), StartErrorKind> {
+        let address = self.backend().apiserver();
+        let url = match address {
+            Some(address) => format!("https://{address}"),
+            None => self.surroundings().apiserver_url.clone(),
+        };
+        let kubeconfig = kubeconfig(&url, pki.serving_ca.certificate(), &pki.admin);
+        Ok((config_from(&kubeconfig)?, kubeconfig))
+    }
+
+    fn write_controller_manager_kubeconfig(&mut self, pki: &Pki) -> Result<(), StartErrorKind> {
+        let url = &self.surroundings().apiserver_url;
+        let text = kubeconfig(url, pki.serving_ca.certificate(), &pki.admin).to_string();
+        match self {
+            Self::Process(backend, around) => {
+                let name = format!("{}{CONTROLLER_MANAGER_KUBECONFIG}", around.files);
+                backend.write(&name, text.as_bytes())
+            }
+            #[cfg(feature = "container")]
+            Self::Container(backend, _) => {
+                backend.add_file(CONTROLLER_MANAGER_KUBECONFIG, text);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the API server ended because somebody else listens on its port.
+    async fn lost_its_port(&mut self) -> bool {
+        let evidence = self.backend().evidence().await;
+        evidence.iter().any(|server| {
+            server.server == Binary::KubeApiserver
+                && server.status.is_some()
+                && server.log_tail.contains("address already in use")
+        })
+    }
+
+    async fn take_another_port(&mut self) -> Result<(), StartErrorKind> {
+        self.backend().stop_servers().await;
+        match self {
+            Self::Process(backend, surroundings) => {
+                backend.take_another_port()?;
+                *surroundings = backend.surroundings();
+            }
+            // The engine chose the port, and the server has its container to itself.
+            #[cfg(feature = "container")]
+            Self::Container(..) => {}
+        }
+        Ok(())
+    }
+
+    /// Gathers the evidence, ends what was started, and makes the error.
+    async fn roll_back(mut self, attempt: Attempt, kind: StartErrorKind) -> StartError {
+        let backend = self.backend();
+        let servers = backend.evidence().await;
+        let logs = if servers.is_empty() { None } else { backend.keep_logs() };
+        let (_, left) = backend.stop().await;
+        for left in left {
+            tracing::warn!(%left, "a failed start could not be rolled back in full");
+        }
+        let mut error = attempt.failed(kind);
+        error.evidence = Box::new(Evidence { servers, last_answer: attempt.answer.get(), logs });
+        error
+    }
+}
+
+/// A kubeconfig with everything inside.
+fn kubeconfig(url: &str, ca: &str, user: &Pair) -> serde_json::Value {
+    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "laggard",
+        "clusters": [{ "name": "laggard", "cluster": {
+            "server": url,
+            "tls-server-name": SERVER_NAME,
+            "certificate-authority-data": encoded(ca),
+        } }],
+        "users": [{ "name": "laggard", "user": {
+            "client-certificate-data": encoded(&user.certificate),
+            "client-key-data": encoded(&user.key),
+        } }],
+        "contexts": [{ "name": "laggard", "context": { "cluster": "laggard", "user": "laggard" } }],
+    })
+}
+
+fn config_from(kubeconfig: &serde_json::Value) -> Result<Config, StartErrorKind> {
+    let made = || -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
+        let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig.clone())?;
+        Ok(Config::try_from(kubeconfig)?)
+    };
+    let mut config = made().map_err(|error| {
+        StartErrorKind::system("make a client configuration", std::io::Error::other(error))
+    })?;
+    // Reading a kubeconfig also reads HTTPS_PROXY; loopback is behind no proxy.
+    config.proxy_url = None;
+    // What the server answered is what the test sees.
+    config.default_retry = false;
+    Ok(config)
+}

@@ -1,0 +1,294 @@
+//! The backend `process`: the servers are child processes of the test, on loopback.
+//!
+//! etcd listens on a unix socket in the plane's own directory: no port, so no clash and no other
+//! user, and no TLS. The API server needs a port with a number; it is held from the moment it is
+//! chosen, so that nobody else can take it before the server listens.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use rustix::process::{Signal, WaitIdOptions};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::backend::{Backend, Ingredients, Server, Surroundings, files};
+use super::directory::{LogDirectory, PlaneDirectory};
+use super::error::{ServerEvidence, StartErrorKind};
+use super::flags::Flags;
+use crate::assets::{Assets, Binary};
+use crate::lifeline::{Lifeline, Reach, Spawn};
+use crate::text::tail;
+
+/// How much of each server's log an error shows.
+const SHOWN_LINES: usize = 12;
+
+/// A plane of child processes.
+#[derive(Debug)]
+pub(crate) struct ProcessBackend {
+    // The order matters when this is dropped: servers first, then what they write into.
+    servers: BTreeMap<Binary, Running>,
+    logs: LogDirectory,
+    directory: PlaneDirectory,
+    port: HeldPort,
+    assets: Assets,
+}
+
+#[derive(Debug)]
+struct Running {
+    lifeline: Lifeline,
+    command: String,
+}
+
+impl ProcessBackend {
+    /// Makes the directories, writes the keys, and takes a port.
+    pub(crate) fn prepare(from: &Ingredients<'_>) -> Result<Self, StartErrorKind> {
+        let failed = |attempt: &'static str| move |error| StartErrorKind::system(attempt, error);
+        let directory =
+            PlaneDirectory::create(from.id).map_err(failed("make the directory of the plane"))?;
+        let logs =
+            LogDirectory::create(from.id).map_err(failed("make the directory of the logs"))?;
+        for file in files(from.pki, None) {
+            directory
+                .write(&format!("pki/{}", file.name), file.content.as_bytes())
+                .map_err(failed("write a key or certificate"))?;
+        }
+        let port = HeldPort::take().map_err(failed("take a port on loopback"))?;
+        Ok(Self { servers: BTreeMap::new(), logs, directory, port, assets: from.assets.clone() })
+    }
+
+    /// Where things are, as the servers see them: their working directory is the plane's.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        // Relative, since an absolute path may be too long for a socket address (about 107 bytes).
+        let (client, peer) = ("unix://c.sock", "unix://p.sock");
+        Surroundings {
+            files: "pki/".to_owned(),
+            etcd: Flags::new()
+                .set("data-dir", "etcd")
+                .set("listen-client-urls", client)
+                .set("advertise-client-urls", client)
+                .set("listen-peer-urls", peer)
+                .set("initial-advertise-peer-urls", peer)
+                .set("initial-cluster", format!("default={peer}")),
+            apiserver: Flags::new()
+                .set("etcd-servers", client)
+                .set("bind-address", Ipv4Addr::LOCALHOST.to_string())
+                .set("secure-port", self.port.number().to_string())
+                .set("permit-port-sharing", "true"),
+            apiserver_url: format!("https://127.0.0.1:{}", self.port.number()),
+        }
+    }
+
+    /// A file in the plane's directory, for the owner and for nobody else.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StartErrorKind> {
+        self.directory
+            .write(name, content)
+            .map_err(|error| StartErrorKind::system(format!("write {name}"), error))
+    }
+
+    /// Takes another port; the next launch of the API server is to use it.
+    pub(crate) fn take_another_port(&mut self) -> Result<(), StartErrorKind> {
+        self.port = HeldPort::take()
+            .map_err(|error| StartErrorKind::system("take a port on loopback", error))?;
+        Ok(())
+    }
+
+    fn launch_one(&self, server: &Server) -> Result<Running, StartErrorKind> {
+        let binary = server.binary;
+        let program = self.assets.path(binary)?;
+        let command = format!("{} {}", program.display(), server.arguments.join(" "));
+        let failed = |error| StartErrorKind::system(format!("start {command}"), error);
+        let lifeline = Lifeline::spawn(Spawn {
+            program,
+            arguments: &server.arguments,
+            environment: environment(self.directory.path()),
+            working_directory: self.directory.path(),
+            remove: Some(self.directory.path()),
+            output: self.logs.file(&format!("{binary}.log")).map_err(failed)?,
+        })
+        .map_err(failed)?;
+        Ok(Running { lifeline, command })
+    }
+}
+
+impl Backend for ProcessBackend {
+    fn launch<'a>(
+        &'a mut self,
+        servers: &'a [Server],
+    ) -> BoxFuture<'a, Result<(), StartErrorKind>> {
+        async move {
+            for server in servers {
+                let running = self.launch_one(server)?;
+                self.servers.insert(server.binary, running);
+            }
+            let pids: Vec<_> = self.servers.values().map(|server| server.lifeline.pid()).collect();
+            self.directory
+                .record(&pids)
+                .map_err(|error| StartErrorKind::system("note the pids of the servers", error))
+        }
+        .boxed()
+    }
+
+    fn apiserver(&self) -> Option<SocketAddr> {
+        Some((Ipv4Addr::LOCALHOST, self.port.number()).into())
+    }
+
+    fn ended(&self) -> BoxFuture<'_, (Binary, String)> {
+        let waits = self.servers.iter().map(|(&binary, running)| {
+            async move { (binary, describe(running.lifeline.wait().await)) }.boxed()
+        });
+        let waits: Vec<_> = waits.collect();
+        async move {
+            if waits.is_empty() {
+                return futures::future::pending().await;
+            }
+            futures::future::select_all(waits).await.0
+        }
+        .boxed()
+    }
+
+    fn set_paused(
+        &self,
+        server: Binary,
+        paused: bool,
+    ) -> BoxFuture<'_, Result<(), StartErrorKind>> {
+        async move {
+            let Some(running) = self.servers.get(&server) else {
+                return Err(StartErrorKind::Setting {
+                    problem: format!(
+                        "this plane has no {server}; add `controllers` to its builder"
+                    ),
+                });
+            };
+            let failed = |error| StartErrorKind::system(format!("pause or resume {server}"), error);
+            let (signal, state) = match paused {
+                true => (Signal::STOP, WaitIdOptions::STOPPED),
+                false => (Signal::CONT, WaitIdOptions::CONTINUED),
+            };
+            running.lifeline.signal(signal, Reach::Child).map_err(failed)?;
+            running.lifeline.state_changed(state).await.map_err(failed)
+        }
+        .boxed()
+    }
+
+    fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>> {
+        let evidence = self
+            .servers
+            .iter()
+            .map(|(&server, running)| ServerEvidence {
+                server,
+                command: running.command.clone(),
+                status: running.lifeline.exited().map(|status| describe(Some(status))),
+                log_tail: tail(&self.logs.path().join(format!("{server}.log")), SHOWN_LINES),
+            })
+            .collect();
+        async move { evidence }.boxed()
+    }
+
+    fn keep_logs(&mut self) -> Option<PathBuf> {
+        self.logs.keep();
+        Some(self.logs.path().to_owned())
+    }
+
+    fn logs(&self) -> Option<&Path> {
+        Some(self.logs.path())
+    }
+
+    fn stop_servers(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            let ends = self.servers.values_mut().map(|running| running.lifeline.kill());
+            futures::future::join_all(ends).await;
+            self.servers.clear();
+        }
+        .boxed()
+    }
+
+    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)> {
+        async move {
+            let mut ended = Vec::new();
+            for (&binary, running) in &self.servers {
+                if let Some(status) = running.lifeline.exited() {
+                    ended.push((binary, describe(Some(status))));
+                }
+            }
+            self.stop_servers().await;
+            let mut left = Vec::new();
+            if let Err(error) = self.directory.remove().await {
+                left.push(format!("{}: {error}", self.directory.path().display()));
+            }
+            (ended, left)
+        }
+        .boxed()
+    }
+}
+
+/// The environment of a server: nothing of the test's, so that what is logged is what ran.
+fn environment(home: &Path) -> Vec<(OsString, OsString)> {
+    let mut environment = crate::lifeline::search_path();
+    environment.push(("HOME".into(), home.into()));
+    // Fewer collections while it starts; the limit keeps the heap where the default would have it.
+    environment.push(("GOGC".into(), "400".into()));
+    environment.push(("GOMEMLIMIT".into(), "240MiB".into()));
+    environment
+}
+
+fn describe(status: Option<ExitStatus>) -> String {
+    match status {
+        None => "unknown exit status".to_owned(),
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => status.to_string(),
+        },
+    }
+}
+
+/// A port on loopback that no stranger can take.
+///
+/// The socket is bound with SO_REUSEPORT and never listens: only a process of the same user that
+/// asks for this very port in the same way, as the API server does with `--permit-port-sharing`,
+/// can join it, and connections go to the one that listens.
+#[derive(Debug)]
+struct HeldPort {
+    _socket: Socket,
+    number: u16,
+}
+
+impl HeldPort {
+    fn take() -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+        let number = socket
+            .local_addr()?
+            .as_socket()
+            .map(|address| address.port())
+            .ok_or_else(|| std::io::Error::other("a bound socket without an address"))?;
+        Ok(Self { _socket: socket, number })
+    }
+
+    fn number(&self) -> u16 {
+        self.number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_port_is_refused_to_strangers_and_open_to_a_server_that_shares() {
+        let held = HeldPort::take().unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, held.number()));
+        assert!(std::net::TcpListener::bind(address).is_err());
+        let sharing = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        sharing.set_reuse_port(true).unwrap();
+        sharing.bind(&address.into()).unwrap();
+        sharing.listen(1).unwrap();
+        std::net::TcpStream::connect(address).unwrap();
+    }
+}

@@ -1,0 +1,46 @@
+//! Small pieces of text that errors are made of.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+/// As much of a log's end as is read to find its last lines.
+const READ_BYTES: u64 = 64 * 1024;
+
+/// The last `lines` lines of a file, each indented by four spaces.
+pub(crate) fn tail(path: &Path, lines: usize) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(READ_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => last_lines(&text, lines),
+        Err(error) => format!("    (could not read {}: {error})", path.display()),
+    }
+}
+
+/// The last `lines` lines of a text, each indented by four spaces.
+pub(crate) fn last_lines(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    if all.is_empty() {
+        return "    (nothing)".to_owned();
+    }
+    let indented: Vec<_> =
+        all[all.len().saturating_sub(lines)..].iter().map(|line| format!("    {line}")).collect();
+    indented.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_lines_are_kept_and_empty_ones_are_not_counted() {
+        assert_eq!(last_lines("a\n\nb\n\nc\n\n", 2), "    b\n    c");
+        assert_eq!(last_lines("\n", 2), "    (nothing)");
+    }
+}

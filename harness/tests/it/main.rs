@@ -1,0 +1,3 @@
+//! Planes on real servers: their life, their death, and what they say when they fail.
+
+mod life;
