@@ -272,6 +272,8 @@ pub(crate) fn search_path() -> Vec<(OsString, OsString)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
     fn output() -> File {
@@ -291,6 +293,31 @@ mod tests {
         })
         .unwrap();
         assert_eq!(child.wait().await.and_then(|status| status.code()), Some(7));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_pipe_ends_the_group_and_removes_the_directory() {
+        let directory = tempfile::tempdir().unwrap().keep();
+        let mut child = Lifeline::spawn(Spawn {
+            program: Path::new("/bin/sleep"),
+            arguments: &["600".to_owned()],
+            environment: search_path(),
+            working_directory: &directory,
+            remove: Some(&directory),
+            output: output(),
+        })
+        .unwrap();
+        // All that a dead process does.
+        child.pipe = None;
+        let status = tokio::time::timeout(Duration::from_secs(10), child.wait()).await.unwrap();
+        assert_eq!(status.and_then(|status| status.signal()), Some(9));
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while directory.exists() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the directory is still there");
     }
 
     #[tokio::test]

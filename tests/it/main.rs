@@ -1,1 +1,3 @@
+//! The harness and the operator together, on real servers.
 
+mod kill;

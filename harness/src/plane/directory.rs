@@ -33,7 +33,7 @@ pub(crate) struct PlaneDirectory {
 impl PlaneDirectory {
     /// Makes the directory of a plane, after removing what dead owners left.
     ///
-    /// The watcher is there before this returns, so before anybody can write a key into it.
+    /// The watcher is there before the directory is, so nothing is left whenever the owner dies.
     pub(crate) fn create(id: &str) -> io::Result<Self> {
         let base = base()?;
         let planes = base.join("planes");
@@ -43,11 +43,11 @@ impl PlaneDirectory {
         guard.lock()?;
         sweep(&base);
         let path = planes.join(id);
+        let watcher = Afterwards::remove_directory(&path)?;
         DirBuilder::new().mode(0o700).create(&path)?;
         let lock = open_lock(&path.join("lock"))?;
         lock.lock()?;
         drop(guard);
-        let watcher = Afterwards::remove_directory(&path)?;
         Ok(Self { path, watcher: Some(watcher), _lock: lock })
     }
 

@@ -111,6 +111,7 @@ impl ProcessBackend {
             output: self.logs.file(&format!("{binary}.log")).map_err(failed)?,
         })
         .map_err(failed)?;
+        tracing::debug!(server = %binary, pid = lifeline.pid(), %command, "started");
         Ok(Running { lifeline, command })
     }
 }
