@@ -1,1 +1,4 @@
 //! x
+
+mod connect;
+pub mod lag;
