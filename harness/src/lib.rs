@@ -3,9 +3,11 @@
 
 pub mod assets;
 mod connect;
+pub mod lag;
 mod lifeline;
 mod manifests;
 pub mod plane;
 mod text;
 
+pub use lag::Lag;
 pub use plane::Plane;

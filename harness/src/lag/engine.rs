@@ -1,0 +1,309 @@
+//! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    answers::Rules,
+    filter::Filter,
+    model::{Identity, StreamDescription},
+    requests::Recorder,
+    streams::{List, Start, Stream},
+    wire,
+};
+
+/// How many lists of one identity are kept for a watch that may follow.
+///
+/// A reflector watches right after its list. The number only has to be larger than the lists that
+/// other code sends of the very same collection in between.
+const LISTS_KEPT: usize = 32;
+
+/// What the layer and the verbs share.
+#[derive(Debug)]
+pub(super) struct Engine {
+    registry: Mutex<Registry>,
+    changes: watch::Sender<u64>,
+    deadline: Mutex<Duration>,
+    pub(super) recorder: Recorder,
+    pub(super) rules: Arc<Rules>,
+}
+
+/// The streams and what decides about those to come.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    pub(super) streams: Vec<Stream>,
+    lists: Vec<KnownList>,
+    holds: Vec<HoldRule>,
+}
+
+#[derive(Debug)]
+struct KnownList {
+    identity: Identity,
+    list: Arc<List>,
+    /// The token that the next page would be asked with; `None` if the list is complete.
+    continues: Option<String>,
+}
+
+/// The newest rule that matches decides.
+#[derive(Debug)]
+struct HoldRule {
+    filter: Filter,
+    held: bool,
+}
+
+/// What a watch request is, in view of what came before it.
+pub(super) enum Opening {
+    /// It takes up a stream that the client knows; upstream is to be watched from `upstream_from`.
+    Continue { index: usize, upstream_from: String },
+    /// It starts a stream, or a new incarnation of one.
+    Begin(Start),
+    /// Its resource version is none that its stream has given it.
+    Gone,
+}
+
+impl Engine {
+    pub(super) fn new(deadline: Duration) -> Self {
+        Self {
+            registry: Mutex::default(),
+            changes: watch::Sender::new(0),
+            deadline: Mutex::new(deadline),
+            recorder: Recorder::new(),
+            rules: Arc::default(),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Duration {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_deadline(&self, deadline: Duration) {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// Reads the registry.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// Changes the registry, then tells everyone who waits for it.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Registry) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        result
+    }
+
+    /// Changes the registry, tells everyone who waits for it, and wakes the body that can now go on.
+    pub(super) fn change_and_wake<T>(
+        &self,
+        change: impl FnOnce(&mut Registry) -> (T, Option<Waker>),
+    ) -> T {
+        let (result, waker) = self.change(change);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        result
+    }
+
+    /// Asks `check` now and after every change, until it answers or `deadline` has passed.
+    pub(super) async fn wait<T>(
+        &self,
+        deadline: Instant,
+        mut check: impl FnMut(&Registry) -> Option<T>,
+    ) -> Option<T> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Some(answer) = self.look(&mut check) {
+                return Some(answer);
+            }
+            // An error would mean that the sender is gone, and it is a field of ours.
+            if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
+                return self.look(&mut check);
+            }
+        }
+    }
+
+    /// Waits for the registry to change, without end.
+    pub(super) async fn wait_for_ever<T>(
+        &self,
+        mut check: impl FnMut(&Registry) -> Option<T>,
+    ) -> T {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Some(answer) = self.look(&mut check) {
+                return answer;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        // A panic of a check must not turn every later message into one about a poisoned lock.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    pub(super) fn descriptions(&self) -> Vec<StreamDescription> {
+        self.streams.iter().map(Stream::describe).collect()
+    }
+
+    /// Remembers the reply to a LIST. `page` is the token with which this page was asked for.
+    pub(super) fn listed(&mut self, identity: &Identity, page: Option<&str>, reply: &Value) {
+        let Some(resource_version) = wire::text(reply, "/metadata/resourceVersion") else { return };
+        let continues = wire::text(reply, "/metadata/continue").filter(|token| !token.is_empty());
+        let kind = item_kind(reply);
+        let mut objects: Vec<Value> =
+            reply.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+        if let Some((api_version, kind)) = &kind {
+            // Items of a list leave out what the list says once for all.
+            for object in objects.iter_mut().filter_map(Value::as_object_mut) {
+                object.entry("apiVersion").or_insert_with(|| Value::from(api_version.as_str()));
+                object.entry("kind").or_insert_with(|| Value::from(kind.as_str()));
+            }
+        }
+        if let Some(page) = page {
+            let before = self.lists.iter().rposition(|known| {
+                known.identity == *identity && known.continues.as_deref() == Some(page)
+            });
+            // Pages before this one may be unknown: then a watch that follows is one from an unknown state.
+            let Some(before) = before else { return };
+            let known = self.lists.remove(before);
+            objects.splice(0..0, known.list.objects.iter().cloned());
+        }
+        let list = Arc::new(List { resource_version, kind, objects });
+        self.lists.push(KnownList { identity: identity.clone(), list, continues });
+        if self.lists.iter().filter(|known| known.identity == *identity).count() > LISTS_KEPT
+            && let Some(oldest) = self.lists.iter().position(|known| known.identity == *identity)
+        {
+            self.lists.remove(oldest);
+        }
+    }
+
+    /// Decides what a watch request is, and claims the stream that it continues.
+    pub(super) fn opening(
+        &mut self,
+        identity: &Identity,
+        resource_version: &str,
+        initial_events: bool,
+    ) -> Opening {
+        if initial_events {
+            return Opening::Begin(Start::Streamed);
+        }
+        let from = || Start::From { resource_version: resource_version.to_owned() };
+        // Both mean "from any state": the server begins such a watch with events for what there is.
+        if matches!(resource_version, "" | "0") {
+            return Opening::Begin(from());
+        }
+        let same = |stream: &Stream| stream.identity == *identity;
+        let exact = self
+            .streams
+            .iter()
+            .position(|stream| same(stream) && stream.continues_at(resource_version));
+        if let Some(index) = exact {
+            return self.continuation(index, resource_version);
+        }
+        if let Some(known) = self.known_list(identity, resource_version) {
+            return Opening::Begin(Start::Listed { list: Arc::clone(&self.lists[known].list) });
+        }
+        let rewound = self
+            .streams
+            .iter_mut()
+            .position(|stream| stream.identity == *identity && stream.rewind(resource_version));
+        if let Some(index) = rewound {
+            return self.continuation(index, resource_version);
+        }
+        if self.streams.iter().any(|stream| same(stream) && stream.is_detached()) {
+            return Opening::Gone;
+        }
+        Opening::Begin(from())
+    }
+
+    /// Opens the stream that a watch begins, and returns its number and epoch.
+    pub(super) fn begin(&mut self, identity: &Identity, start: Start) -> (usize, u64) {
+        if let Start::Listed { list } = &start
+            && let Some(known) = self.known_list(identity, &list.resource_version)
+        {
+            self.lists.remove(known);
+        }
+        let abandoned = self
+            .streams
+            .iter()
+            .position(|stream| stream.identity == *identity && stream.is_abandoned());
+        let index = match abandoned {
+            Some(index) => {
+                self.streams[index].begin(start);
+                index
+            }
+            None => {
+                let same = |stream: &&Stream| stream.identity == *identity;
+                let instance = self.streams.iter().filter(same).count() + 1;
+                let held = self.is_held(identity, instance);
+                self.streams.push(Stream::new(identity.clone(), instance, start, held));
+                self.streams.len() - 1
+            }
+        };
+        (index, self.streams[index].open())
+    }
+
+    /// Holds the streams that match, and those to come.
+    pub(super) fn hold(&mut self, filter: &Filter) {
+        self.rule(filter, true);
+        for stream in &mut self.streams {
+            if filter.matches(&stream.identity, stream.instance) {
+                stream.hold();
+            }
+        }
+    }
+
+    /// From now on, what `filter` means is not held when it is opened.
+    pub(super) fn lift(&mut self, filter: &Filter) {
+        self.rule(filter, false);
+    }
+
+    /// Whether a rule holds all that `filter` means.
+    pub(super) fn is_ruled(&self, filter: &Filter) -> bool {
+        self.holds.iter().any(|rule| rule.held && rule.filter.covers(filter))
+    }
+
+    fn rule(&mut self, filter: &Filter, held: bool) {
+        self.holds.retain(|rule| rule.filter != *filter);
+        self.holds.push(HoldRule { filter: filter.clone(), held });
+        // Rules that lift nothing are of no use.
+        while self.holds.first().is_some_and(|rule| !rule.held) {
+            self.holds.remove(0);
+        }
+    }
+
+    fn is_held(&self, identity: &Identity, instance: usize) -> bool {
+        let newest = self.holds.iter().rev().find(|rule| rule.filter.matches(identity, instance));
+        newest.is_some_and(|rule| rule.held)
+    }
+
+    fn known_list(&self, identity: &Identity, resource_version: &str) -> Option<usize> {
+        self.lists.iter().rposition(|known| {
+            known.identity == *identity
+                && known.continues.is_none()
+                && known.list.resource_version == resource_version
+        })
+    }
+
+    fn continuation(&self, index: usize, resource_version: &str) -> Opening {
+        let received = self.streams[index].received_resource_version().unwrap_or(resource_version);
+        Opening::Continue { index, upstream_from: received.to_owned() }
+    }
+}
+
+/// `apiVersion` and `kind` of the items of a list reply.
+fn item_kind(reply: &Value) -> Option<(String, String)> {
+    let kind = wire::text(reply, "/kind")?;
+    let api_version = wire::text(reply, "/apiVersion")?;
+    Some((api_version, kind.strip_suffix("List")?.to_owned()))
+}

@@ -1,0 +1,338 @@
+//! The tower service between a client and its server: every request is recorded here, every watch gated.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
+};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde_json::Value;
+use tower::{BoxError, Service, ServiceExt};
+
+use super::{
+    answers::{Answer, Applied, Effect},
+    engine::{Engine, Opening},
+    flips,
+    model::{AnsweredBy, Identity, Outcome, Verb},
+    streams::Start,
+    upstream::{Drain, chain},
+    wire::{self, Asked},
+};
+use crate::connect::{ReplyBody, Upstream};
+
+/// Serves the requests of one client.
+pub(super) struct LagService {
+    pub(super) engine: Arc<Engine>,
+    pub(super) upstream: Upstream,
+}
+
+impl Service<Request<Body>> for LagService {
+    type Response = Response<ReplyBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<ReplyBody>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let asked = Asked::read(&parts, &body);
+        // The buffer inside the client enters the caller's span before it calls us.
+        let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
+        let record = asked.record(span);
+        let flippable =
+            matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
+        let applied = self.engine.rules.apply(&record, flippable);
+        let ticket = Ticket::new(&self.engine, record);
+        if !asked.streams_its_reply() {
+            // Replies are read here, so they must come as plain text.
+            parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        let serving = Serving {
+            engine: Arc::clone(&self.engine),
+            upstream: self.upstream.clone(),
+            asked,
+            ticket,
+        };
+        Box::pin(serving.serve(applied, Request::from_parts(parts, body)))
+    }
+}
+
+/// One request on its way.
+struct Serving {
+    engine: Arc<Engine>,
+    upstream: Upstream,
+    asked: Asked,
+    ticket: Ticket,
+}
+
+/// Where the frames of a watch come from before those of its own connection.
+enum Source {
+    Known(usize),
+    New(Start),
+}
+
+type Reply = Result<Response<ReplyBody>, BoxError>;
+
+impl Serving {
+    async fn serve(mut self, applied: Option<Applied>, request: Request<Body>) -> Reply {
+        let Some(applied) = applied else { return self.ask_server(request).await };
+        match applied.effect {
+            Effect::Flip => {
+                self.ticket.by = AnsweredBy::Flip;
+                let (code, value) =
+                    self.engine.look(|registry| flips::answer(registry, &self.asked));
+                self.finish_with(code, &value)
+            }
+            Effect::Answer(Answer::Status(code)) => {
+                self.ticket.by = AnsweredBy::Answer;
+                let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let refusal = wire::refusal(code, &self.asked);
+                self.finish_with(code, &refusal)
+            }
+            Effect::Answer(Answer::Timeout) => {
+                self.ticket.by = AnsweredBy::Answer;
+                applied.lifted().await;
+                self.ticket.by = AnsweredBy::Server;
+                self.ask_server(request).await
+            }
+            Effect::Answer(Answer::BrokenConnection) => self.break_connection(),
+            Effect::Answer(Answer::LostReply) => {
+                // Whatever the server says is lost, a refusal as well.
+                let _ = self.upstream.clone().oneshot(request).await;
+                self.break_connection()
+            }
+        }
+    }
+
+    async fn ask_server(self, request: Request<Body>) -> Reply {
+        if self.asked.streams_its_reply() {
+            let reply = self.send(request).await?;
+            self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+            return Ok(reply);
+        }
+        match (self.asked.verb, self.asked.identity()) {
+            (Verb::Watch, Some(identity)) => self.watch(request, &identity).await,
+            (_, identity) => self.exchange(request, identity).await,
+        }
+    }
+
+    /// A request with one reply.
+    async fn exchange(self, request: Request<Body>, identity: Option<Identity>) -> Reply {
+        let reply = self.send(request).await?;
+        let (reply, value) = self.read(reply).await?;
+        if let (Some(identity), StatusCode::OK, Some(value)) = (identity, reply.status(), &value) {
+            let page = self.asked.parameter("continue");
+            self.engine.change(|registry| registry.listed(&identity, page, value));
+        }
+        self.ticket.answered(value.as_ref());
+        self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+        Ok(reply)
+    }
+
+    /// A watch of which the client gets what its stream lets pass.
+    async fn watch(mut self, mut request: Request<Body>, identity: &Identity) -> Reply {
+        let resource_version =
+            self.asked.parameter("resourceVersion").unwrap_or_default().to_owned();
+        let initial_events = self.asked.parameter("sendInitialEvents") == Some("true");
+        let (opening, claim) = self.engine.change(|registry| {
+            let opening = registry.opening(identity, &resource_version, initial_events);
+            let claim = match &opening {
+                Opening::Continue { index, .. } => {
+                    Some(Claim::new(&self.engine, *index, registry.streams[*index].claim()))
+                }
+                Opening::Begin(_) | Opening::Gone => None,
+            };
+            (opening, claim)
+        });
+        let source = match opening {
+            Opening::Gone => {
+                // As the real server says it; a refusal with code 410 would be retried for ever.
+                self.ticket.by = AnsweredBy::Log;
+                self.ticket.finish(Outcome::Status(200));
+                return Ok(watch_reply(wire::whole(wire::gone_frame(&resource_version))));
+            }
+            Opening::Continue { index, upstream_from } => {
+                self.ticket.by = AnsweredBy::Log;
+                *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
+                Source::Known(index)
+            }
+            Opening::Begin(start) => Source::New(start),
+        };
+        let (uri, headers) = (request.uri().clone(), request.headers().clone());
+        let reply = self.send(request).await?;
+        if reply.status() != StatusCode::OK {
+            let (reply, _) = self.read(reply).await?;
+            self.ticket.by = AnsweredBy::Server;
+            self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+            return Ok(reply);
+        }
+        let (parts, incoming) = reply.into_parts();
+        let (stream, epoch) = self.engine.change(|registry| match source {
+            Source::Known(index) => (index, registry.streams[index].open()),
+            Source::New(start) => registry.begin(identity, start),
+        });
+        drop(claim);
+        let engine = Arc::clone(&self.engine);
+        let upstream = self.upstream.clone();
+        let drain = Drain { engine, upstream, stream, epoch, uri, headers };
+        let drain = tokio::spawn(drain.run(incoming)).abort_handle();
+        self.engine.change(|registry| registry.streams[stream].drained_by(drain));
+        self.ticket.finish(Outcome::Status(200));
+        let body = GatedBody { engine: Arc::clone(&self.engine), stream, epoch };
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    async fn send(&self, request: Request<Body>) -> Reply {
+        let reply = self.upstream.clone().oneshot(request).await;
+        if let Err(error) = &reply {
+            self.ticket.finish(Outcome::Failed(chain(&**error)));
+        }
+        reply
+    }
+
+    /// Reads a whole reply, and what it says where it is JSON.
+    async fn read(
+        &self,
+        reply: Response<ReplyBody>,
+    ) -> Result<(Response<ReplyBody>, Option<Value>), BoxError> {
+        let (mut parts, body) = reply.into_parts();
+        let bytes = match body.collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => {
+                self.ticket.finish(Outcome::Failed(chain(&*error)));
+                return Err(error);
+            }
+        };
+        // The body is in one piece now.
+        parts.headers.remove(TRANSFER_ENCODING);
+        parts.headers.remove(CONTENT_LENGTH);
+        let value = serde_json::from_slice(&bytes).ok();
+        Ok((Response::from_parts(parts, wire::whole(bytes)), value))
+    }
+
+    fn finish_with(self, code: StatusCode, value: &Value) -> Reply {
+        self.ticket.answered(Some(value));
+        self.ticket.finish(Outcome::Status(code.as_u16()));
+        Ok(wire::json_reply(code, value))
+    }
+
+    fn break_connection(mut self) -> Reply {
+        self.ticket.by = AnsweredBy::Answer;
+        let error = std::io::Error::new(
+            std::io::ErrorKind::ConnectionReset,
+            "connection reset, as the test's answer says",
+        );
+        self.ticket.finish(Outcome::Failed(error.to_string()));
+        Err(error.into())
+    }
+}
+
+fn watch_reply(body: ReplyBody) -> Response<ReplyBody> {
+    let mut reply = Response::new(body);
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+/// The record of a request that is under way; one that is dropped unfinished was abandoned by its caller.
+struct Ticket {
+    engine: Arc<Engine>,
+    number: u64,
+    by: AnsweredBy,
+}
+
+impl Ticket {
+    fn new(engine: &Arc<Engine>, record: super::model::Request) -> Self {
+        let number = engine.recorder.begin(record);
+        Self { engine: Arc::clone(engine), number, by: AnsweredBy::Server }
+    }
+
+    /// Notes what the reply says about itself.
+    fn answered(&self, value: Option<&Value>) {
+        let Some(value) = value else { return };
+        self.engine.recorder.update(self.number, |request| {
+            request.resource_version_answered = wire::text(value, "/metadata/resourceVersion");
+            if request.verb == Verb::Create && request.name.is_none() {
+                request.name = wire::text(value, "/metadata/name");
+            }
+        });
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        self.engine.recorder.finish(self.number, outcome, self.by);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.engine.recorder.update(self.number, |request| {
+            if request.outcome == Outcome::Pending {
+                request.outcome = Outcome::Abandoned;
+                request.answered_by = self.by;
+            }
+        });
+    }
+}
+
+/// A stream that a watch request is about to continue; given back if the request comes to nothing.
+struct Claim<F: FnOnce(&mut super::streams::Stream)> {
+    engine: Arc<Engine>,
+    stream: usize,
+    give_back: Option<F>,
+}
+
+impl<F: FnOnce(&mut super::streams::Stream)> Claim<F> {
+    fn new(engine: &Arc<Engine>, stream: usize, give_back: F) -> Self {
+        Self { engine: Arc::clone(engine), stream, give_back: Some(give_back) }
+    }
+}
+
+impl<F: FnOnce(&mut super::streams::Stream)> Drop for Claim<F> {
+    fn drop(&mut self) {
+        if let Some(give_back) = self.give_back.take() {
+            self.engine.change(|registry| give_back(&mut registry.streams[self.stream]));
+        }
+    }
+}
+
+/// The body of a watch as the client gets it: one frame a chunk, and only those that may pass.
+struct GatedBody {
+    engine: Arc<Engine>,
+    stream: usize,
+    epoch: u64,
+}
+
+impl http_body::Body for GatedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled =
+            self.engine.change(|registry| registry.streams[self.stream].poll(self.epoch, context));
+        polled.map(|frame| {
+            frame.map(|frame| match frame {
+                Ok(bytes) => Ok(Frame::data(bytes)),
+                Err(error) => Err(std::io::Error::other(error).into()),
+            })
+        })
+    }
+}
+
+impl Drop for GatedBody {
+    fn drop(&mut self) {
+        self.engine.change(|registry| registry.streams[self.stream].body_dropped(self.epoch));
+    }
+}
