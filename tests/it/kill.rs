@@ -166,7 +166,8 @@ fn processes_in(place: &Path) -> Result<Vec<String>> {
         let directory = directory.map(|path| path.to_string_lossy().into_owned());
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if directory.is_ok_and(|directory| directory.starts_with(&place)) || command.contains(&place)
+        if directory.is_ok_and(|directory| directory.starts_with(&place))
+            || command.contains(&place)
         {
             found.push(format!("{name} {command}"));
         }

@@ -22,7 +22,9 @@ impl Progress {
 
     pub(crate) fn show(&self, event: &Event) {
         match event {
-            Event::Found { binary, path } => say(&format!("found   {binary} at {}", path.display())),
+            Event::Found { binary, path } => {
+                say(&format!("found   {binary} at {}", path.display()))
+            }
             Event::Waiting { version, holder } => {
                 let holder = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
                 self.begin(
@@ -31,7 +33,10 @@ impl Progress {
                 );
             }
             Event::Building { binary, version, number, of, usual } => {
-                self.begin(&format!("building {binary} {version} ({number} of {of})"), Some(*usual));
+                self.begin(
+                    &format!("building {binary} {version} ({number} of {of})"),
+                    Some(*usual),
+                );
             }
             Event::Built { binary, took } => {
                 self.finish();
