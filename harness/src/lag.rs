@@ -57,7 +57,9 @@ mod filter;
 mod flips;
 mod layer;
 pub mod model;
+mod released;
 mod requests;
+mod selector;
 mod streams;
 mod upstream;
 mod verbs;
@@ -69,8 +71,9 @@ mod tests;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
     error::{StreamError, StreamErrorKind},
+    released::Released,
     requests::{Mark, RequestLog, Requests},
-    verbs::{Released, StreamSelector},
+    selector::StreamSelector,
 };
 use self::{engine::Engine, layer::LagService, model::StreamDescription};
 

@@ -307,3 +307,77 @@ fn item_kind(reply: &Value) -> Option<(String, String)> {
     let api_version = wire::text(reply, "/apiVersion")?;
     Some((api_version, kind.strip_suffix("List")?.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::super::model::Representation;
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            group: String::new(),
+            version: "v1".to_owned(),
+            resource: "pods".to_owned(),
+            namespace: None,
+            labels: None,
+            fields: None,
+            representation: Representation::Full,
+        }
+    }
+
+    /// Opens a stream after a list at 10, lets it have events at these versions, and closes it.
+    fn closed_stream(registry: &mut Registry, versions: &[u32]) -> usize {
+        let list =
+            json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}});
+        registry.listed(&identity(), None, &list);
+        let Opening::Begin(start) = registry.opening(&identity(), "10", false) else {
+            panic!("a watch after a list begins a stream")
+        };
+        let (index, epoch) = registry.begin(&identity(), start);
+        let mut context = Context::from_waker(Waker::noop());
+        for version in versions {
+            let object = json!({"metadata": {"name": "p", "resourceVersion": version.to_string()}});
+            let line = json!({"type": "MODIFIED", "object": object}).to_string();
+            registry.streams[index].receive(epoch, Bytes::from(line));
+            assert!(registry.streams[index].poll(epoch, &mut context).is_ready());
+        }
+        index
+    }
+
+    #[test]
+    fn a_client_that_comes_back_gets_the_stream_that_stands_where_it_does() {
+        let mut registry = Registry::default();
+        let far = closed_stream(&mut registry, &[11, 12, 13]);
+        let near = closed_stream(&mut registry, &[11, 12]);
+        for index in [far, near] {
+            registry.streams[index].body_dropped(1);
+        }
+        assert_ne!(far, near, "a list is used up by the watch that follows it");
+        for (version, expected) in [("12", near), ("13", far)] {
+            match registry.opening(&identity(), version, false) {
+                Opening::Continue { index, upstream_from } => {
+                    assert_eq!((index, upstream_from.as_str()), (expected, version));
+                }
+                Opening::Begin(_) | Opening::Gone => panic!("{version} is known"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_so_many_lists_are_kept_for_a_watch_to_follow() {
+        let mut registry = Registry::default();
+        for version in 1..=100 {
+            let list =
+                json!({"kind": "PodList", "metadata": {"resourceVersion": version.to_string()}});
+            registry.listed(&identity(), None, &list);
+        }
+        assert_eq!(registry.lists.len(), LISTS_KEPT);
+        assert!(registry.known_list(&identity(), "100").is_some());
+        assert!(registry.known_list(&identity(), "1").is_none());
+    }
+}

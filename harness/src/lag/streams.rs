@@ -3,21 +3,21 @@
 //! The acknowledgement rests on kube pulling: it asks the body for the next chunk only after the store
 //! shows the event of the last one. So *asked again* means *shown*, and no wait here is a guess.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    task::{Context, Poll, Waker},
-};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::task::AbortHandle;
 
-use super::model::{
-    Change, Connection, Event, Identity, Log, ObjectKey, StreamDescription, View,
-    compare_resource_versions,
+use super::{
+    model::{Change, Event, Identity, Log, ObjectKey, compare_resource_versions},
+    wire,
 };
-use super::wire;
+
+mod gate;
+mod look;
+
+pub(super) use self::look::Carried;
 
 /// One stream of a client, over all the watches in which it continues.
 #[derive(Debug)]
@@ -193,9 +193,10 @@ impl Stream {
     pub(super) fn drained_by(&mut self, drain: AbortHandle) {
         self.drain = Some(drain);
     }
+}
 
-    // --- coming back -------------------------------------------------------------------------
-
+/// Coming back.
+impl Stream {
     /// Whether no watch of this stream is open.
     pub(super) fn is_detached(&self) -> bool {
         matches!(self.body, BodyState::Ended | BodyState::Dropped)
@@ -214,8 +215,7 @@ impl Stream {
     /// Goes back to what the client had been given at an earlier resource version, if the log reaches back to it.
     pub(super) fn rewind(&mut self, resource_version: &str) -> bool {
         let not_after = |version: &str| {
-            compare_resource_versions(version, resource_version)
-                .is_some_and(std::cmp::Ordering::is_le)
+            compare_resource_versions(version, resource_version).is_some_and(Ordering::is_le)
         };
         let initial = match self.frames.iter().position(|f| f.kind == FrameKind::InitialEnd) {
             Some(end) => end + 1,
@@ -224,8 +224,7 @@ impl Stream {
         if !self.can_continue()
             || !not_after(self.log.initial_resource_version())
             || self.delivered_resource_version().is_none_or(|newest| {
-                compare_resource_versions(resource_version, newest)
-                    .is_none_or(std::cmp::Ordering::is_gt)
+                compare_resource_versions(resource_version, newest).is_none_or(Ordering::is_gt)
             })
         {
             return false;
@@ -254,9 +253,10 @@ impl Stream {
             }
         }
     }
+}
 
-    // --- upstream ----------------------------------------------------------------------------
-
+/// What comes from the server.
+impl Stream {
     /// Takes in one line of the watch. Returns whether the client may have it now.
     pub(super) fn receive(&mut self, epoch: u64, line: Bytes) -> Option<Waker> {
         if epoch != self.epoch {
@@ -359,267 +359,4 @@ impl Stream {
             || !self.initial_complete()
             || self.received_resource_version().is_none()
     }
-
-    // --- the body ----------------------------------------------------------------------------
-
-    /// The client asks for the next frame. The error is the text of what broke the connection.
-    pub(super) fn poll(
-        &mut self,
-        epoch: u64,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, String>>> {
-        if epoch != self.epoch || self.body != BodyState::Open {
-            return Poll::Ready(None);
-        }
-        self.shown = self.handed;
-        if self.handed < self.frames.len() {
-            if self.may_pass(self.handed) {
-                let frame = &self.frames[self.handed];
-                self.ready |= frame.kind == FrameKind::InitialEnd;
-                self.handed += 1;
-                return Poll::Ready(Some(Ok(frame.bytes.clone())));
-            }
-        } else if self.gate == Gate::Open || self.ends_for_good() {
-            match &mut self.upstream {
-                Upstream::Flowing => {}
-                Upstream::Over(error) => {
-                    let error = error.take();
-                    self.end();
-                    return Poll::Ready(error.map(Err));
-                }
-                // The server closes such a watch; ours ends even where it would not.
-                Upstream::Expired => {
-                    self.end();
-                    return Poll::Ready(None);
-                }
-            }
-        }
-        self.waker = Some(context.waker().clone());
-        Poll::Pending
-    }
-
-    /// The client has dropped the body: whatever it was given, it is done with.
-    pub(super) fn body_dropped(&mut self, epoch: u64) {
-        if epoch != self.epoch {
-            return;
-        }
-        if self.body == BodyState::Open {
-            self.body = BodyState::Dropped;
-        }
-        self.shown = self.handed;
-        self.waker = None;
-        self.stop_draining();
-    }
-
-    fn end(&mut self) {
-        self.body = BodyState::Ended;
-        self.stop_draining();
-    }
-
-    fn stop_draining(&mut self) {
-        if let Some(drain) = self.drain.take() {
-            drain.abort();
-        }
-    }
-
-    fn may_pass(&self, frame: usize) -> bool {
-        match self.gate {
-            Gate::Open => true,
-            // All frames before this one have passed, so a bookmark here overtakes nothing.
-            Gate::Held { up_to } => {
-                frame < up_to
-                    || !matches!(self.frames[frame].kind, FrameKind::Event | FrameKind::Error)
-            }
-        }
-    }
-
-    fn wake(&mut self) -> Option<Waker> {
-        let more = self.handed < self.frames.len() && self.may_pass(self.handed);
-        let over = self.handed == self.frames.len() && !matches!(self.upstream, Upstream::Flowing);
-        if more || over { self.waker.take() } else { None }
-    }
-
-    // --- the gate ----------------------------------------------------------------------------
-
-    pub(super) fn hold(&mut self) {
-        if self.gate == Gate::Open {
-            self.gate = Gate::Held { up_to: self.handed };
-        }
-    }
-
-    /// Lifts the hold. Returns the frames that have to be shown for the release to be complete.
-    pub(super) fn open_gate(&mut self) -> (usize, Option<Waker>) {
-        self.gate = Gate::Open;
-        (self.frames.len(), self.wake())
-    }
-
-    /// The end of the next event that is not released yet, counted in frames.
-    pub(super) fn next_held(&self) -> Option<usize> {
-        let first = self.first_unreleased();
-        let waiting = self.frames.get(first..)?;
-        let stops = |frame: &Frame| matches!(frame.kind, FrameKind::Event | FrameKind::Error);
-        Some(first + waiting.iter().position(stops)? + 1)
-    }
-
-    /// The end of everything up to a resource version, counted in frames.
-    /// `None` if that version has not been received.
-    pub(super) fn end_of(&self, resource_version: &str) -> Option<usize> {
-        let at_most = |version: &str| {
-            compare_resource_versions(version, resource_version)
-                .is_some_and(std::cmp::Ordering::is_le)
-        };
-        let received = self.received_resource_version()?;
-        compare_resource_versions(received, resource_version).filter(|order| order.is_ge())?;
-        let last =
-            self.frames.iter().rposition(|f| f.resource_version.as_deref().is_some_and(at_most));
-        Some(last.map_or(0, |last| last + 1))
-    }
-
-    /// Lets the frames below `up_to` pass.
-    pub(super) fn release(&mut self, up_to: usize) -> Option<Waker> {
-        if let Gate::Held { up_to: limit } = &mut self.gate {
-            *limit = up_to.max(*limit);
-        }
-        self.wake()
-    }
-
-    /// Takes back what was released and has not been handed on.
-    pub(super) fn revoke(&mut self) {
-        let handed = self.handed;
-        if let Gate::Held { up_to } = &mut self.gate {
-            *up_to = (*up_to).min(handed);
-        }
-    }
-
-    fn first_unreleased(&self) -> usize {
-        match self.gate {
-            Gate::Open => self.handed,
-            Gate::Held { up_to } => self.handed.max(up_to),
-        }
-    }
-
-    // --- looking -----------------------------------------------------------------------------
-
-    pub(super) fn is_held(&self) -> bool {
-        self.gate != Gate::Open
-    }
-
-    /// Whether the client has shown to have taken in the first `frames` frames.
-    pub(super) fn has_shown(&self, frames: usize) -> bool {
-        self.shown >= frames
-    }
-
-    /// The same for an incarnation that may be over. `None` if it ended before the client had them.
-    pub(super) fn has_shown_in(&self, incarnation: u32, frames: usize) -> Option<bool> {
-        if incarnation == self.incarnation {
-            return Some(self.has_shown(frames));
-        }
-        (incarnation + 1 == self.incarnation && self.shown_before >= frames).then_some(true)
-    }
-
-    pub(super) fn has_handed(&self, frames: usize) -> bool {
-        self.handed >= frames
-    }
-
-    /// Tells one incarnation from another, since frames are counted anew in each.
-    pub(super) fn incarnation(&self) -> u32 {
-        self.incarnation
-    }
-
-    pub(super) fn position(&self) -> usize {
-        self.handed.checked_sub(1).map_or(0, |last| self.frames[last].events)
-    }
-
-    pub(super) fn behind(&self) -> usize {
-        self.log.len() - self.position()
-    }
-
-    /// What the frames from `from` to `to` carry, bookmarks left out.
-    pub(super) fn carried(&self, from: usize, to: usize) -> Vec<Carried<'_>> {
-        let frames = self.frames.get(from..to).unwrap_or_default();
-        frames
-            .iter()
-            .filter_map(|frame| match frame.kind {
-                FrameKind::Event => frame
-                    .events
-                    .checked_sub(1)
-                    .and_then(|index| self.log.events().get(index))
-                    .map(Carried::Event),
-                FrameKind::Error => Some(Carried::Error(&frame.bytes)),
-                FrameKind::Initial | FrameKind::InitialEnd | FrameKind::Bookmark => None,
-            })
-            .collect()
-    }
-
-    /// How many frames have been handed on.
-    pub(super) fn handed(&self) -> usize {
-        self.handed
-    }
-
-    /// The frames that have not been handed on, as a message lists them.
-    pub(super) fn waiting(&self) -> Vec<Carried<'_>> {
-        self.carried(self.handed, self.frames.len())
-    }
-
-    pub(super) fn view(&self) -> View {
-        View { incarnation: self.incarnation, position: self.position(), ready: self.ready }
-    }
-
-    /// What the store of the client shows.
-    pub(super) fn objects(&self) -> BTreeMap<ObjectKey, Value> {
-        if !self.ready {
-            return self.before.clone();
-        }
-        let objects = self.log.fold(self.position()).unwrap_or_default();
-        objects.into_iter().map(|(key, object)| (key.clone(), object.clone())).collect()
-    }
-
-    pub(super) fn kind(&self) -> Option<&(String, String)> {
-        self.kind.as_ref()
-    }
-
-    pub(super) fn delivered_resource_version(&self) -> Option<&str> {
-        // Within an initial list the client knows no version that it could come back with.
-        self.ready.then(|| self.version_before(self.handed))?
-    }
-
-    pub(super) fn received_resource_version(&self) -> Option<&str> {
-        self.version_before(self.frames.len())
-    }
-
-    fn version_before(&self, frames: usize) -> Option<&str> {
-        let seen = self.frames[..frames].iter().rev();
-        let initial = self.log.initial_resource_version();
-        seen.filter_map(|frame| frame.resource_version.as_deref())
-            .next()
-            .or_else(|| (self.initial_complete() && !initial.is_empty()).then_some(initial))
-    }
-
-    pub(super) fn connection(&self) -> Connection {
-        match self.body {
-            BodyState::Open => Connection::Open,
-            BodyState::Opening | BodyState::Ended => Connection::BetweenWatches,
-            BodyState::Dropped => Connection::Closed,
-        }
-    }
-
-    pub(super) fn describe(&self) -> StreamDescription {
-        StreamDescription {
-            identity: self.identity.clone(),
-            instance: self.instance,
-            view: self.view(),
-            behind: self.behind(),
-            held: self.is_held(),
-            connection: self.connection(),
-            delivered_resource_version: self.delivered_resource_version().map(str::to_owned),
-            received_resource_version: self.received_resource_version().map(str::to_owned),
-            trouble: self.trouble.clone(),
-        }
-    }
-}
-
-/// What one frame brings to the client.
-pub(super) enum Carried<'a> {
-    Event(&'a Event),
-    Error(&'a Bytes),
 }

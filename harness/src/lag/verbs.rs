@@ -1,8 +1,7 @@
 //! What a test says to streams: hold, release, look.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::sync::Arc;
 
-use kube::{Resource, core::PartialObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
@@ -10,105 +9,12 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     engine::{Engine, Registry},
     error::{StreamError, StreamErrorKind},
-    filter::{Filter, list_choices, list_streams},
-    model::{Change, ObjectKey, Representation, View, compare_resource_versions},
-    streams::{Carried, Stream},
+    filter::{list_choices, list_streams},
+    model::{Connection, ObjectKey, View, compare_resource_versions},
+    released::Released,
+    selector::StreamSelector,
+    streams::Stream,
 };
-
-/// Names streams of one resource, and moves them.
-///
-/// Made by [`Lag::stream`](super::Lag::stream). It names every stream of the resource that carries whole
-/// objects, until it is narrowed; verbs that need one stream say so when several match. Streams whose
-/// client has dropped its watch count only where no other matches.
-///
-/// All waits end after the deadline of the [`Lag`](super::Lag) (5 s unless set) with an error that says
-/// what was awaited and how the stream stood. Verbs that wait also wait for the stream itself to be opened.
-#[must_use]
-pub struct StreamSelector<K> {
-    engine: Arc<Engine>,
-    filter: Filter,
-    kind: PhantomData<fn() -> K>,
-}
-
-impl<K> Clone for StreamSelector<K> {
-    fn clone(&self) -> Self {
-        Self { engine: Arc::clone(&self.engine), filter: self.filter.clone(), kind: PhantomData }
-    }
-}
-
-impl<K> fmt::Debug for StreamSelector<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("StreamSelector").field(&self.filter).finish()
-    }
-}
-
-/// Which streams are meant.
-impl<K> StreamSelector<K> {
-    pub(super) fn new(engine: Arc<Engine>) -> Self
-    where
-        K: Resource<DynamicType = ()>,
-    {
-        let filter = Filter {
-            group: K::group(&()).into_owned(),
-            version: K::version(&()).into_owned(),
-            resource: K::plural(&()).into_owned(),
-            representation: Representation::Full,
-            namespace: None,
-            labels: None,
-            fields: None,
-            instance: None,
-        };
-        Self { engine, filter, kind: PhantomData }
-    }
-
-    /// Means the streams that carry metadata alone, as `Controller::owns` opens them.
-    pub fn metadata(mut self) -> StreamSelector<PartialObjectMeta<K>> {
-        self.filter.representation = Representation::Metadata;
-        StreamSelector { engine: self.engine, filter: self.filter, kind: PhantomData }
-    }
-
-    /// Narrows to the streams over this one namespace; one over all namespaces is not meant.
-    pub fn in_namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.filter.namespace = Some(Some(namespace.into()));
-        self
-    }
-
-    /// Narrows to the streams over all namespaces.
-    pub fn in_all_namespaces(mut self) -> Self {
-        self.filter.namespace = Some(None);
-        self
-    }
-
-    /// Narrows to the streams with this label selector, spelled as the client sends it.
-    pub fn labels(mut self, selector: impl Into<String>) -> Self {
-        self.filter.labels = Some(Some(selector.into()));
-        self
-    }
-
-    /// Narrows to the streams without a label selector.
-    pub fn without_labels(mut self) -> Self {
-        self.filter.labels = Some(None);
-        self
-    }
-
-    /// Narrows to the streams with this field selector, spelled as the client sends it.
-    pub fn fields(mut self, selector: impl Into<String>) -> Self {
-        self.filter.fields = Some(Some(selector.into()));
-        self
-    }
-
-    /// Narrows to the streams without a field selector.
-    pub fn without_fields(mut self) -> Self {
-        self.filter.fields = Some(None);
-        self
-    }
-
-    /// Narrows to one of several watches that ask for the same, counted from 1 in the order in which they were opened.
-    pub fn instance(mut self, number: usize) -> Self {
-        self.filter.instance = Some(number);
-        self
-    }
-}
 
 /// Holding and releasing.
 impl<K> StreamSelector<K> {
@@ -217,9 +123,8 @@ impl<K> StreamSelector<K> {
         let mut released = Vec::new();
         for (index, incarnation, frames, waiting) in awaited {
             // A closed stream has nobody to show it to.
-            let closed = |registry: &Registry| {
-                registry.streams[index].connection() == super::model::Connection::Closed
-            };
+            let closed =
+                |registry: &Registry| registry.streams[index].connection() == Connection::Closed;
             if waiting.is_empty() || self.engine.look(closed) {
                 continue;
             }
@@ -296,8 +201,7 @@ impl<K> StreamSelector<K> {
         let index = self.find(attempt, deadline).await?;
         let check = |registry: &Registry| {
             let stream = &registry.streams[index];
-            (stream.view().ready && stream.connection() == super::model::Connection::Open)
-                .then_some(())
+            (stream.view().ready && stream.connection() == Connection::Open).then_some(())
         };
         let opened = self.engine.wait(deadline, check).await;
         opened.ok_or_else(|| self.failure(attempt, StreamErrorKind::NotReceived, index))
@@ -551,83 +455,6 @@ impl Drop for Permit<'_> {
                     stream.revoke();
                 }
             });
-        }
-    }
-}
-
-/// What a release has handed on.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Released {
-    /// An event.
-    #[non_exhaustive]
-    Event {
-        /// What happened to the object.
-        change: Change,
-        /// Which object.
-        key: ObjectKey,
-        /// The resource version of the change.
-        resource_version: String,
-    },
-    /// An error of the server, such as an expired resource version; the frame as it was sent.
-    #[non_exhaustive]
-    Error {
-        /// The line of the watch.
-        frame: String,
-    },
-}
-
-impl Released {
-    /// The resource version of the event; `None` for errors.
-    #[must_use]
-    pub fn resource_version(&self) -> Option<&str> {
-        match self {
-            Self::Event { resource_version, .. } => Some(resource_version),
-            Self::Error { .. } => None,
-        }
-    }
-
-    /// What happened; `None` for errors.
-    #[must_use]
-    pub fn change(&self) -> Option<Change> {
-        match self {
-            Self::Event { change, .. } => Some(*change),
-            Self::Error { .. } => None,
-        }
-    }
-
-    /// `metadata.name` of the object; `None` for errors.
-    #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Self::Event { key, .. } => Some(&key.name),
-            Self::Error { .. } => None,
-        }
-    }
-}
-
-impl From<&Carried<'_>> for Released {
-    fn from(carried: &Carried<'_>) -> Self {
-        match carried {
-            Carried::Event(event) => Self::Event {
-                change: event.change,
-                key: event.key.clone(),
-                resource_version: event.resource_version.clone(),
-            },
-            Carried::Error(bytes) => {
-                Self::Error { frame: String::from_utf8_lossy(bytes).trim_end().to_owned() }
-            }
-        }
-    }
-}
-
-impl fmt::Display for Released {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Event { change, key, resource_version } => {
-                write!(f, "{change} {key} rv {resource_version}")
-            }
-            Self::Error { frame } => f.write_str(frame),
         }
     }
 }
