@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
 use super::pki::{EtcdPki, Pki};
-use crate::assets::{Assets, Binary};
+use crate::assets::Binary;
 
 /// Where servers run, and what can be done to them there.
 ///
@@ -32,8 +32,8 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// What every server was started with and said last.
     fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>>;
 
-    /// The directory of the logs; they are kept if `keep`.
-    fn keep_logs(&mut self) -> Option<PathBuf>;
+    /// Keeps the logs beyond the end of the plane; their directory.
+    fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>>;
 
     /// The directory of the logs.
     fn logs(&self) -> Option<&Path>;
@@ -105,6 +105,9 @@ pub(crate) fn files(pki: &Pki, etcd: Option<&EtcdPki>) -> Vec<ServerFile> {
 #[derive(Debug)]
 pub(crate) struct Ingredients<'a> {
     pub(crate) id: &'a str,
-    pub(crate) assets: &'a Assets,
     pub(crate) pki: &'a Pki,
 }
+
+/// What the Go runtime of a server is told: fewer collections while it starts; the limit keeps
+/// the heap where the default would have it.
+pub(crate) const GO_SETTINGS: [(&str, &str); 2] = [("GOGC", "400"), ("GOMEMLIMIT", "240MiB")];
