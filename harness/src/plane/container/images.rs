@@ -75,30 +75,33 @@ impl Images {
         let pull = Pull::from_environment()?;
         let tags = wanted.official_tags()?;
         let docker = engine.docker().clone();
-        let wanted = wanted.clone();
-        let images = engine.run(async move {
-            let mut images = BTreeMap::new();
+        let names = wanted.names().to_owned();
+        let found = engine.run(async move {
             let (etcd, kubernetes): (Vec<_>, Vec<_>) =
-                wanted.names().iter().copied().partition(|&binary| binary == Binary::Etcd);
+                names.into_iter().partition(|&binary| binary == Binary::Etcd);
             let (etcd, kubernetes) = futures::join!(
                 official(&docker, &etcd, &tags, pull),
                 official(&docker, &kubernetes, &tags, pull),
             );
-            images.extend(etcd.into_iter().flatten());
-            images.extend(kubernetes.into_iter().flatten());
-            let names = wanted.names().iter().copied();
-            let missing: Vec<_> = names.filter(|binary| !images.contains_key(binary)).collect();
-            if !missing.is_empty() {
-                let assets = wanted.binaries(missing).get(|_| ()).await?;
+            etcd.into_iter().chain(kubernetes).flatten().collect::<BTreeMap<_, _>>()
+        });
+        let attempt = "find the images of the servers";
+        let mut images = found.await.map_err(|error| failed(attempt, &error))?;
+        let names = wanted.names().iter().copied();
+        let missing: Vec<_> = names.filter(|binary| !images.contains_key(binary)).collect();
+        if !missing.is_empty() {
+            // In the caller's task: dropping that ends a build of binaries.
+            let assets = wanted.clone().binaries(missing).get(|_| ()).await?;
+            let docker = engine.docker().clone();
+            let made = engine.run(async move {
+                let mut images = BTreeMap::new();
                 for (binary, path) in assets.iter() {
                     images.insert(binary, made_here(&docker, binary, path).await?);
                 }
-            }
-            Ok(images)
-        });
-        let images = images
-            .await
-            .unwrap_or_else(|error| Err(failed("find the images of the servers", &error)))?;
+                Ok(images)
+            });
+            images.extend(made.await.unwrap_or_else(|error| Err(failed(attempt, &error)))?);
+        }
         Ok(Self { engine, images })
     }
 

@@ -68,15 +68,21 @@ const MADE_LIMIT: Duration = Duration::from_secs(10);
 /// Dropping a plane blocks no longer than this, and only to save the logs of a failed test.
 const SAVE_LIMIT: Duration = Duration::from_secs(2);
 
+/// Something that the engine's runtime is making. It goes on when it is no longer waited for; so
+/// whoever cleans up must wait for it, or it would appear after the last look.
+type Making<T> = JoinHandle<Result<T, StartErrorKind>>;
+
 /// A plane of containers.
 #[derive(Debug)]
 pub(crate) struct ContainerBackend {
     id: String,
     images: Images,
     files: Vec<ServerFile>,
+    /// The network while it is being made, whether or not anybody still waits for it.
+    network: Option<Making<()>>,
     containers: BTreeMap<Binary, Running>,
-    /// Containers that are being made, whether or not anybody still waits for them.
-    starting: FuturesUnordered<JoinHandle<(Binary, Result<Running, StartErrorKind>)>>,
+    /// Containers that are being made, likewise.
+    starting: FuturesUnordered<Making<(Binary, Running)>>,
     logs: Option<LogDirectory>,
     /// `None` once everything is removed.
     reaper: Option<Reaper>,
@@ -95,36 +101,21 @@ impl ContainerBackend {
         let _ = engine.run(async move { labels::sweep(&docker).await }).await;
 
         let reaper = Reaper::start(&engine, from.id).await;
-        // From here on, dropping it removes what was made.
-        let backend = Self {
+        // From here on, dropping it removes what was made, and what is just being made.
+        let mut backend = Self {
             id: from.id.to_owned(),
             images,
             files: files(from.pki, Some(&etcd)),
+            network: None,
             containers: BTreeMap::new(),
             starting: FuturesUnordered::new(),
             logs: None,
             reaper: Some(reaper),
         };
-        let network = NetworkCreateRequest {
-            name: network_name(from.id),
-            labels: Some(labels::of_plane(from.id)),
-            ..NetworkCreateRequest::default()
-        };
-        let docker = engine.docker().clone();
-        let made = engine.run(async move {
-            docker.create_network(network).await.map(drop).map_err(|error| {
-                let full = chain(&error).contains("address pool");
-                let hint = match full {
-                    true => {
-                        "make a network (the engine has no addresses left for one: \
-                             `docker network prune`, or fewer planes at a time)"
-                    }
-                    false => "make a network",
-                };
-                failed(hint, &error)
-            })
-        });
-        made.await.unwrap_or_else(|error| Err(failed("make a network", &error)))?;
+        let making = backend.network.insert(make_network(&engine, from.id));
+        let made = making.await;
+        backend.network = None;
+        made.unwrap_or_else(|error| Err(failed("make a network", &error)))?;
         Ok(backend)
     }
 
@@ -207,10 +198,10 @@ impl ContainerBackend {
         // Nothing is awaited between taking a container and keeping it, so none is lost.
         while let Some(started) = self.starting.next().await {
             match started {
-                Ok((binary, Ok(running))) => {
+                Ok(Ok((binary, running))) => {
                     self.containers.insert(binary, running);
                 }
-                Ok((_, Err(error))) => result = result.and(Err(error)),
+                Ok(Err(error)) => result = result.and(Err(error)),
                 Err(error) => result = result.and(Err(failed("start a container", &error))),
             }
         }
@@ -223,6 +214,7 @@ impl ContainerBackend {
         Some(Remains {
             engine: self.engine().clone(),
             id: self.id.clone(),
+            network: self.network.take(),
             containers: std::mem::take(&mut self.containers),
             starting: std::mem::take(&mut self.starting),
             reaper,
@@ -244,7 +236,8 @@ impl Backend for ContainerBackend {
                     if let Some(old) = old {
                         old.remove().await;
                     }
-                    (spec.binary, Running::start(engine, spec).await)
+                    let binary = spec.binary;
+                    Ok((binary, Running::start(engine, spec).await?))
                 });
                 self.starting.push(start);
             }
@@ -428,8 +421,9 @@ impl Drop for ContainerBackend {
 struct Remains {
     engine: Engine,
     id: String,
+    network: Option<Making<()>>,
     containers: BTreeMap<Binary, Running>,
-    starting: FuturesUnordered<JoinHandle<(Binary, Result<Running, StartErrorKind>)>>,
+    starting: FuturesUnordered<Making<(Binary, Running)>>,
     reaper: Reaper,
 }
 
@@ -438,14 +432,18 @@ impl Remains {
     async fn remove(mut self) -> Vec<String> {
         let docker = self.engine.docker();
         let mut containers: Vec<_> = self.containers.into_values().collect();
-        let _ = tokio::time::timeout(MADE_LIMIT, async {
+        let all_made = tokio::time::timeout(MADE_LIMIT, async {
+            if let Some(network) = &mut self.network {
+                let _ = network.await;
+            }
             while let Some(started) = self.starting.next().await {
-                if let Ok((_, Ok(running))) = started {
+                if let Ok(Ok((_, running))) = started {
                     containers.push(running);
                 }
             }
         })
-        .await;
+        .await
+        .is_ok();
         futures::future::join_all(containers.into_iter().map(Running::remove)).await;
         let label = labels::filter(&self.id);
         let mut left = Labelled::find(docker, &label).await;
@@ -458,15 +456,39 @@ impl Remains {
             left = Labelled::find(docker, &label).await;
         }
         match left {
-            Ok(left) if left.is_empty() && self.starting.is_empty() => {
+            Ok(left) if left.is_empty() && all_made => {
                 self.reaper.dismiss();
                 Vec::new()
             }
             // Dropping the reaper sets it to work.
+            Ok(left) if left.is_empty() => {
+                vec![format!("what the engine is still making under the label {label}")]
+            }
             Ok(left) => left.names(),
             Err(error) => vec![format!("what has the label {label}: {}", chain(&error))],
         }
     }
+}
+
+fn make_network(engine: &Engine, id: &str) -> Making<()> {
+    let network = NetworkCreateRequest {
+        name: network_name(id),
+        labels: Some(labels::of_plane(id)),
+        ..NetworkCreateRequest::default()
+    };
+    let docker = engine.docker().clone();
+    engine.run(async move {
+        docker.create_network(network).await.map(drop).map_err(|error| {
+            let attempt = match chain(&error).contains("address pool") {
+                true => {
+                    "make a network (the engine has no addresses left for one: \
+                     `docker network prune`, or fewer planes at a time)"
+                }
+                false => "make a network",
+            };
+            failed(attempt, &error)
+        })
+    })
 }
 
 fn container_name(id: &str, binary: Binary) -> String {
