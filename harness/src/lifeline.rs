@@ -155,7 +155,8 @@ impl Lifeline {
                     result => break result,
                 }
             };
-            sender.send(result)
+            // Nobody may be waiting any more.
+            let _ = sender.send(result);
         })?;
         match receiver.await {
             // The child was reaped meanwhile: it has ended.

@@ -43,8 +43,11 @@ pub(crate) trait Backend: Debug + Send + Sync {
 
     /// Ends everything at once and waits until it is gone; returns who had ended before, and what
     /// could not be removed.
-    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)>;
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings>;
 }
+
+/// Which servers had ended before the stop, with their status, and what could not be removed.
+pub(crate) type StopFindings = (Vec<(Binary, String)>, Vec<String>);
 
 /// One server to start.
 #[derive(Clone, Debug)]

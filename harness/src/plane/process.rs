@@ -16,7 +16,9 @@ use futures::future::BoxFuture;
 use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::backend::{Backend, GO_SETTINGS, Ingredients, Server, Surroundings, files};
+use super::backend::{
+    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files,
+};
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
@@ -207,7 +209,7 @@ impl Backend for ProcessBackend {
         .boxed()
     }
 
-    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)> {
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings> {
         async move {
             let mut ended = Vec::new();
             for (&binary, running) in &self.servers {

@@ -33,7 +33,7 @@ use tokio::task::JoinHandle;
 pub use engine::{DockerEngine, docker_engine};
 pub(crate) use images::Images;
 
-use super::backend::{Backend, Ingredients, Server, ServerFile, Surroundings, files};
+use super::backend::{Backend, Ingredients, Server, ServerFile, StopFindings, Surroundings, files};
 use super::directory::LogDirectory;
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
@@ -372,7 +372,7 @@ impl Backend for ContainerBackend {
         .boxed()
     }
 
-    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)> {
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings> {
         async move {
             let ended = self.containers.iter();
             let ended =
