@@ -2,6 +2,7 @@
 //!
 //! The owners are child processes: this test binary again, with the name of one test.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -117,7 +118,7 @@ async fn without_an_engine_there_is_one_clear_error() -> Result<()> {
         ("unix:///nowhere/docker.sock", "/nowhere/docker.sock"),
         ("tcp://engine.invalid:2375", "on another machine"),
     ] {
-        let mut child = Owner::start_at("fail", Some(host))?;
+        let mut child = Owner::start_with("fail", &[("DOCKER_HOST", OsStr::new(host))])?;
         let text = child.says("error: ").await?;
         for part in [problem, "DOCKER_HOST", "LAGGARD_BACKEND=process"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
@@ -137,6 +138,8 @@ async fn owner() -> Result<()> {
         "hold" => {
             let plane = builder().controllers([Controller::StatefulSet]).start().await?;
             say("up");
+            let docker = docker().await.context("no engine")?;
+            say(&format!("id {}", id_of(&docker, &plane).await?));
             std::future::pending::<()>().await;
             drop(plane);
         }
@@ -174,28 +177,26 @@ async fn owner() -> Result<()> {
 }
 
 /// A child process that owns planes.
-struct Owner {
+pub(crate) struct Owner {
     child: Option<Child>,
     lines: tokio::sync::mpsc::UnboundedReceiver<String>,
 }
 
 impl Owner {
     fn start(role: &str) -> Result<Self> {
-        Self::start_at(role, None)
+        Self::start_with(role, &[])
     }
 
-    fn start_at(role: &str, engine: Option<&str>) -> Result<Self> {
+    pub(crate) fn start_with(role: &str, variables: &[(&str, &OsStr)]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["--exact", "container::death::owner", "--ignored", "--nocapture"])
             .env(ROLE, role)
+            .envs(variables.iter().copied())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        if let Some(engine) = engine {
-            command.env("DOCKER_HOST", engine);
-        }
         let mut child = command.spawn()?;
         let output = child.stdout.take().context("its output is not piped")?;
         let (sender, lines) = tokio::sync::mpsc::unbounded_channel();
@@ -212,7 +213,7 @@ impl Owner {
     }
 
     /// Waits until the child says something that begins so; returns the rest of it.
-    async fn says(&mut self, beginning: &str) -> Result<String> {
+    pub(crate) async fn says(&mut self, beginning: &str) -> Result<String> {
         let mut before = Vec::new();
         let wait = async {
             while let Some(line) = self.lines.recv().await {
@@ -229,7 +230,7 @@ impl Owner {
     }
 
     /// SIGKILL to its whole process group, as a runner does; returns what was its pid.
-    fn kill(mut self) -> Result<u32> {
+    pub(crate) fn kill(mut self) -> Result<u32> {
         let mut child = self.child.take().context("it was killed before")?;
         let pid = child.id();
         let group = Pid::from_raw(i32::try_from(pid)?).context("no pid")?;

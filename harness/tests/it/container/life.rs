@@ -1,6 +1,10 @@
 //! A plane in containers comes up, is closed to strangers, works, and goes.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, ListParams, PostParams};
@@ -8,13 +12,15 @@ use kube::runtime::wait::await_condition;
 use laggard::assets::Binary;
 use laggard::plane::{Controller, Flags, StartErrorKind, Step};
 use serde_json::json;
-use std::time::Duration;
+use testcontainers::bollard::Docker;
 use testcontainers::bollard::models::ContainerCreateBody;
 use testcontainers::bollard::models::NetworkCreateRequest;
 use testcontainers::bollard::query_parameters::{
-    CreateContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    CreateContainerOptions, EventsOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder,
 };
 
+use super::death::Owner;
 use super::{builder, docker, filter, gone, id_of, labelled};
 
 #[tokio::test]
@@ -222,25 +228,77 @@ async fn the_sweep_removes_what_a_dead_owner_left_and_nothing_else() -> Result<(
 #[tokio::test]
 async fn an_image_is_made_once_and_never_has_a_planes_label() -> Result<()> {
     let Some(docker) = docker().await else { return Ok(()) };
-    let mut used = Vec::new();
-    for _ in 0..2 {
-        let plane = builder().start().await?;
-        let label = format!("laggard.plane={}", id_of(&docker, &plane).await?);
-        let options = ListContainersOptionsBuilder::new().filters(&filter(label)).build();
-        let containers = docker.list_containers(Some(options)).await?;
-        let mut images: Vec<_> = containers.into_iter().filter_map(|it| it.image_id).collect();
-        images.sort();
-        assert_eq!(images.len(), 2);
-        used.push(images);
-        plane.stop().await?;
-    }
-    assert_eq!(used[0], used[1]);
-    for image in &used[0] {
+    // Whatever has to be made is made for this one.
+    let first = builder().start().await?;
+    let images = images_of(&docker, &id_of(&docker, &first).await?).await?;
+    first.stop().await?;
+
+    let begun = seconds_since_the_epoch()?;
+    let second = builder().start().await?;
+    assert_eq!(images_of(&docker, &id_of(&docker, &second).await?).await?, images);
+    second.stop().await?;
+    let filters = HashMap::from([("type", vec!["image"])]);
+    let until = (seconds_since_the_epoch()? + 1).to_string();
+    let events =
+        EventsOptionsBuilder::new().since(&begun.to_string()).until(&until).filters(&filters);
+    let events: Vec<_> = docker.events(Some(events.build())).try_collect().await?;
+    let of_ours = events.iter().filter(|event| {
+        let actor = event.actor.clone().unwrap_or_default();
+        images.values().any(|image| Some(image) == actor.id.as_ref())
+    });
+    assert_eq!(of_ours.count(), 0, "an image was made again: {events:?}");
+
+    for image in images.values() {
         let about = docker.inspect_image(image).await?;
         let labels = about.config.and_then(|config| config.labels).unwrap_or_default();
         assert!(!labels.keys().any(|key| key == "laggard.plane" || key == "laggard.owner"));
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn another_binary_makes_another_image() -> Result<()> {
+    let Some(docker) = docker().await else { return Ok(()) };
+    let plane = builder().start().await?;
+    let images = images_of(&docker, &id_of(&docker, &plane).await?).await?;
+    plane.stop().await?;
+    let usual = images.get("etcd").context("there is no etcd")?;
+    let assets = laggard::assets::Wanted::newest().binaries([Binary::Etcd]).get(|_| ()).await?;
+    let directory = tempfile::tempdir()?;
+    let copy = directory.path().join("etcd");
+    // The same content, but written later: that is all that is looked at.
+    std::fs::copy(assets.path(Binary::Etcd)?, &copy)?;
+    let variables = [("TEST_ASSET_ETCD", copy.as_os_str())];
+    let mut owner = Owner::start_with("hold", &variables)?;
+    owner.says("up").await?;
+    let id = owner.says("id ").await?;
+    let images = images_of(&docker, &id).await?;
+    let other = images.get("etcd").context("there is no etcd")?.clone();
+    owner.kill()?;
+    assert_ne!(&other, usual);
+    gone(&docker, &format!("laggard.plane={id}")).await?;
+    docker.remove_image(&other, None::<RemoveImageOptions>, None).await?;
+    // The other one had taken the name.
+    let name = TagImageOptionsBuilder::new().repo("laggard.local/etcd").tag("v3.7.0").build();
+    docker.tag_image(usual, Some(name)).await?;
+    Ok(())
+}
+
+/// The image of each server of a plane, by the server's name.
+async fn images_of(docker: &Docker, id: &str) -> Result<HashMap<String, String>> {
+    let label = format!("laggard.plane={id}");
+    let options = ListContainersOptionsBuilder::new().filters(&filter(label)).build();
+    let containers = docker.list_containers(Some(options)).await?;
+    let images = containers.into_iter().filter_map(|container| {
+        let name = container.names?.into_iter().next()?;
+        let server = name.strip_prefix(&format!("/laggard-{id}-"))?.to_owned();
+        Some((server, container.image_id?))
+    });
+    Ok(images.collect())
+}
+
+fn seconds_since_the_epoch() -> Result<u64> {
+    Ok(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs())
 }
 
 #[test]

@@ -20,6 +20,7 @@ use testcontainers::bollard::query_parameters::{
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A client of the engine that planes use; `None`, after saying why, if there is no engine.
+#[expect(clippy::print_stdout, reason = "whoever reads the test's output is to see it")]
 async fn docker() -> Option<Docker> {
     match docker_engine().await {
         Ok(engine) => {
