@@ -33,10 +33,11 @@ const GROUP_SCRIPT: &str = r#"exec 3<&0 </dev/null
   kill -9 $$; [ -z "$1" ] || rm -rf "$1" || rm -rf "$1"; kill -9 0 ) >/dev/null 2>&1 &
 cd "$2" && shift 2 && exec "$@" 3<&-"#;
 
-/// The same for a directory or an engine alone: runs `$@` once the pipe has ended.
+/// The same for a directory or an engine alone: runs `$@` once the pipe has ended, unless the word
+/// `dismiss` came first.
 const AFTERWARDS_SCRIPT: &str = r#"exec 3<&0 </dev/null
 trap '' HUP INT TERM PIPE
-while read -r _; do :; done <&3
+while read -r word; do [ "$word" = dismiss ] && exit 0; done <&3
 exec "$@" 3<&-"#;
 
 /// What to run, before it runs.
@@ -154,7 +155,8 @@ impl Lifeline {
                     result => break result,
                 }
             };
-            sender.send(result)
+            // Nobody may be waiting any more.
+            let _ = sender.send(result);
         })?;
         match receiver.await {
             // The child was reaped meanwhile: it has ended.
@@ -233,6 +235,15 @@ impl Afterwards {
         Self::watch(&[&command[..], &[path.as_os_str()]].concat(), search_path())
     }
 
+    /// Ends the watcher without running the command: what it was to remove is gone.
+    #[cfg(feature = "container")]
+    pub(crate) fn dismiss(mut self) {
+        if let Some(pipe) = self.child.as_mut().and_then(|child| child.stdin.as_mut()) {
+            // Should this fail, the command runs and finds nothing.
+            let _ = pipe.write_all(b"dismiss\n");
+        }
+    }
+
     /// Lets the command run now, and waits for its end, `limit` at most.
     pub(crate) async fn run(mut self, limit: Duration) -> io::Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
@@ -255,6 +266,7 @@ impl Afterwards {
 impl Drop for Afterwards {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // Its end is what the watcher waits for.
             drop(child.stdin.take());
             // Somebody has to reap it, or it stays a zombie while this process lives.
             let _ = std::thread::Builder::new()
@@ -388,6 +400,32 @@ mod tests {
         assert!(directory.exists());
         watcher.run(Duration::from_secs(10)).await.unwrap();
         assert!(!directory.exists());
+    }
+
+    #[cfg(feature = "container")]
+    #[tokio::test]
+    async fn a_dismissed_watcher_ends_without_running_its_command() {
+        let directory = tempfile::tempdir().unwrap();
+        let ran = directory.path().join("ran");
+        for dismissed in [true, false] {
+            let command = [OsStr::new("/bin/sh"), OsStr::new("-c"), OsStr::new(": > \"$0\"")];
+            let watcher =
+                Afterwards::watch(&[&command[..], &[ran.as_os_str()]].concat(), search_path())
+                    .unwrap();
+            let pid = i32::try_from(watcher.child.as_ref().unwrap().id()).unwrap();
+            match dismissed {
+                true => watcher.dismiss(),
+                false => drop(watcher),
+            }
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while is_running(pid) {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("the watcher is still there");
+            assert_eq!(ran.exists(), !dismissed);
+        }
     }
 
     /// A process that exists and is no zombie.

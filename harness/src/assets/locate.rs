@@ -218,6 +218,30 @@ fn usable(path: &Path) -> Result<(), String> {
 
 /// The Kubernetes version that a binary says it has; `None` for etcd, which has none.
 async fn reported_version(binary: Binary, path: &Path) -> Result<Option<Version>, String> {
+    let (command, text) = answer(binary, path).await?;
+    if binary == Binary::Etcd {
+        return match text.starts_with("etcd Version") {
+            true => Ok(None),
+            false => Err(format!("`{command}` answered {:?}, not as etcd does", first_line(&text))),
+        };
+    }
+    text.split_whitespace()
+        .find_map(|word| word.strip_prefix('v').and_then(|word| word.parse().ok()))
+        .map(Some)
+        .ok_or_else(|| format!("`{command}` answered {:?}, with no version", first_line(&text)))
+}
+
+/// The version that a binary says it has, etcd's own for etcd, without a `v`.
+#[cfg(feature = "container")]
+pub(super) async fn own_version(binary: Binary, path: &Path) -> Result<Version, String> {
+    let (command, text) = answer(binary, path).await?;
+    text.split_whitespace()
+        .find_map(|word| word.parse().ok())
+        .ok_or_else(|| format!("`{command}` answered {:?}, with no version", first_line(&text)))
+}
+
+/// The command that asks a binary for its version, and what it answers.
+async fn answer(binary: Binary, path: &Path) -> Result<(String, String), String> {
     let arguments: &[&str] = match binary {
         Binary::Kubectl => &["version", "--client"],
         _ => &["--version"],
@@ -245,21 +269,11 @@ async fn reported_version(binary: Binary, path: &Path) -> Result<Option<Version>
         Ok(Err(error)) => return Err(format!("`{command}` does not run: {error}")),
         Err(_) => return Err(format!("`{command}` gave no answer within {ANSWER_LIMIT:?}")),
     };
-    let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(format!("`{command}` ended with {}: {}", output.status, said.trim()));
     }
-    if binary == Binary::Etcd {
-        return match text.starts_with("etcd Version") {
-            true => Ok(None),
-            false => Err(format!("`{command}` answered {:?}, not as etcd does", first_line(&text))),
-        };
-    }
-    text.split_whitespace()
-        .find_map(|word| word.strip_prefix('v').and_then(|word| word.parse().ok()))
-        .map(Some)
-        .ok_or_else(|| format!("`{command}` answered {:?}, with no version", first_line(&text)))
+    Ok((command, String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 fn first_line(text: &str) -> &str {

@@ -203,6 +203,25 @@ impl Wanted {
         }
     }
 
+    /// The binaries that are wanted.
+    #[cfg(feature = "container")]
+    pub(crate) fn names(&self) -> &[Binary] {
+        &self.binaries
+    }
+
+    /// The tags of the official images that would do.
+    #[cfg(feature = "container")]
+    pub(crate) fn official_tags(&self) -> Result<OfficialTags, AssetError> {
+        let requirement = version::Requirement::parse(self.kubernetes.as_deref())?;
+        let kubernetes = match requirement {
+            version::Requirement::Exact(version) => Some(version),
+            other => other.pinned().map(|pinned| pinned.version),
+        };
+        // Any API server works with any etcd that is not older than its own.
+        let etcd = requirement.pinned().or(version::PINNED.last()).map(|pinned| pinned.etcd_image);
+        Ok(OfficialTags { kubernetes: kubernetes.map(|version| format!("v{version}")), etcd })
+    }
+
     async fn obtain(&self, on_event: &(dyn Fn(Event) + Send + Sync)) -> Result<Assets, AssetError> {
         let requirement = version::Requirement::parse(self.kubernetes.as_deref())?;
         let store = Store::of_this_user()?;
@@ -222,6 +241,20 @@ impl Wanted {
         assets.note_version(requirement.buildable_version()?);
         Ok(assets)
     }
+}
+
+/// Tags under which the Kubernetes project publishes images; `None` where none is known.
+#[cfg(feature = "container")]
+#[derive(Debug)]
+pub(crate) struct OfficialTags {
+    pub(crate) kubernetes: Option<String>,
+    pub(crate) etcd: Option<&'static str>,
+}
+
+/// The version that a binary says it has, etcd's own for etcd; the error is what is wrong with it.
+#[cfg(feature = "container")]
+pub(crate) async fn own_version(binary: Binary, path: &Path) -> Result<Version, String> {
+    locate::own_version(binary, path).await
 }
 
 /// Binaries that were found or built.

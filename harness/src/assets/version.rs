@@ -9,6 +9,7 @@ use super::AssetError;
 pub(crate) const PINNED: &[Pinned] = &[Pinned {
     version: Version { major: 1, minor: 37, patch: 2 },
     etcd: "3.7.0",
+    etcd_image: "3.7.0-0",
     go_mod: include_str!("../../go/1.37/go.mod"),
     go_sum: include_str!("../../go/1.37/go.sum"),
 }];
@@ -18,6 +19,10 @@ pub(crate) const PINNED: &[Pinned] = &[Pinned {
 pub(crate) struct Pinned {
     pub(crate) version: Version,
     pub(crate) etcd: &'static str,
+    /// The tag of the official etcd image: the version, and the build of the image, as in
+    /// kubeadm's `DefaultEtcdVersion` (Kubernetes, `cmd/kubeadm/app/constants/constants.go`).
+    #[cfg_attr(not(feature = "container"), expect(dead_code, reason = "for images alone"))]
+    pub(crate) etcd_image: &'static str,
     pub(crate) go_mod: &'static str,
     pub(crate) go_sum: &'static str,
 }

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
 use super::pki::{EtcdPki, Pki};
-use crate::assets::{Assets, Binary};
+use crate::assets::Binary;
 
 /// Where servers run, and what can be done to them there.
 ///
@@ -32,8 +32,8 @@ pub(crate) trait Backend: Debug + Send + Sync {
     /// What every server was started with and said last.
     fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>>;
 
-    /// The directory of the logs; they are kept if `keep`.
-    fn keep_logs(&mut self) -> Option<PathBuf>;
+    /// Keeps the logs beyond the end of the plane; their directory.
+    fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>>;
 
     /// The directory of the logs.
     fn logs(&self) -> Option<&Path>;
@@ -43,8 +43,11 @@ pub(crate) trait Backend: Debug + Send + Sync {
 
     /// Ends everything at once and waits until it is gone; returns who had ended before, and what
     /// could not be removed.
-    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)>;
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings>;
 }
+
+/// Which servers had ended before the stop, with their status, and what could not be removed.
+pub(crate) type StopFindings = (Vec<(Binary, String)>, Vec<String>);
 
 /// One server to start.
 #[derive(Clone, Debug)]
@@ -105,6 +108,9 @@ pub(crate) fn files(pki: &Pki, etcd: Option<&EtcdPki>) -> Vec<ServerFile> {
 #[derive(Debug)]
 pub(crate) struct Ingredients<'a> {
     pub(crate) id: &'a str,
-    pub(crate) assets: &'a Assets,
     pub(crate) pki: &'a Pki,
 }
+
+/// What the Go runtime of a server is told: fewer collections while it starts; the limit keeps
+/// the heap where the default would have it.
+pub(crate) const GO_SETTINGS: [(&str, &str); 2] = [("GOGC", "400"), ("GOMEMLIMIT", "240MiB")];

@@ -24,7 +24,7 @@ use super::pki::{Pair, Pki, SERVER_NAME};
 use super::process::ProcessBackend;
 use super::ready::Probe;
 use super::{BackendKind, Plane, Readiness, Timings};
-use crate::assets::{Binary, Wanted};
+use crate::assets::{Assets, Binary, Wanted};
 use crate::manifests::{Ownership, install_crds};
 
 /// A plane on two cores is ready in about a second, but twenty at once take half a minute.
@@ -165,8 +165,8 @@ impl PlaneBuilder {
         let mut timings = Timings { readiness: self.readiness, ..Timings::default() };
         let settings = self.settings().map_err(|kind| attempt.failed(kind))?;
 
-        let assets =
-            self.wanted().get(|_| ()).await.map_err(|error| attempt.failed(error.into()))?;
+        let programs =
+            self.programs(settings.backend).await.map_err(|kind| attempt.failed(kind))?;
         timings.assets = begun.elapsed();
 
         attempt.step = Step::Preparation;
@@ -175,22 +175,16 @@ impl PlaneBuilder {
             attempt.failed(StartErrorKind::system("make keys", std::io::Error::other(error)))
         })?;
         let id = new_id();
-        let from = Ingredients { id: &id, assets: &assets, pki: &pki };
+        let from = Ingredients { id: &id, pki: &pki };
         let limit = settings.start_timeout;
         let deadline = tokio::time::Instant::now() + limit;
 
-        let mut launched = match settings.backend {
-            BackendKind::Process => Launched::process(&from, &pki),
-            #[cfg(feature = "container")]
-            BackendKind::Container => Launched::container(&from, &pki, deadline).await,
-            #[cfg(not(feature = "container"))]
-            BackendKind::Container => Err(StartErrorKind::Setting {
-                problem: "the container backend is not compiled in; enable laggard's feature \
-                          \"container\""
-                    .to_owned(),
-            }),
-        }
-        .map_err(|kind| attempt.failed(kind))?;
+        let mut launched =
+            match tokio::time::timeout_at(deadline, Launched::prepare(&from, programs)).await {
+                Ok(result) => result,
+                Err(_) => Err(StartErrorKind::TimedOut { limit }),
+            }
+            .map_err(|kind| attempt.failed(kind))?;
         timings.preparation = attempt.begun.elapsed();
 
         let come_up = self.come_up(&mut launched, &pki, &mut attempt, &mut timings);
@@ -211,6 +205,25 @@ impl PlaneBuilder {
                 })
             }
             Err(kind) => Err(launched.roll_back(attempt, kind).await),
+        }
+    }
+
+    /// Obtains what the backend runs: binaries, or images, which need no binaries if the engine
+    /// has them.
+    async fn programs(&self, backend: BackendKind) -> Result<Programs, StartErrorKind> {
+        let wanted = self.wanted();
+        match backend {
+            BackendKind::Process => Ok(Programs::Binaries(wanted.get(|_| ()).await?)),
+            #[cfg(feature = "container")]
+            BackendKind::Container => {
+                Ok(Programs::Images(super::container::Images::obtain(&wanted).await?))
+            }
+            #[cfg(not(feature = "container"))]
+            BackendKind::Container => Err(StartErrorKind::Setting {
+                problem: "the container backend is not compiled in; enable laggard's feature \
+                          \"container\""
+                    .to_owned(),
+            }),
         }
     }
 
@@ -283,13 +296,14 @@ impl PlaneBuilder {
                 .rustls_client_config()
                 .map_err(|error| StartErrorKind::request("make a TLS client", error))?;
             let probe = Probe::new(address, tls);
+            let waiting_since = begun.elapsed();
             let waited = watched(launched.backend(), async {
                 Ok(attempt.answer.follow(&probe, probe.ready(self.readiness)).await)
             });
             match waited.await {
                 Ok(reached) => {
-                    timings.listening = reached.listening;
-                    timings.tls = reached.tls;
+                    timings.listening = waiting_since + reached.listening;
+                    timings.tls = waiting_since + reached.tls;
                     timings.ready = begun.elapsed();
                     break (config, kubeconfig);
                 }
@@ -471,6 +485,14 @@ async fn watched<T>(
     }
 }
 
+/// What a backend runs.
+#[derive(Debug)]
+enum Programs {
+    Binaries(Assets),
+    #[cfg(feature = "container")]
+    Images(super::container::Images),
+}
+
 /// A backend together with what only one kind of it can do.
 #[derive(Debug)]
 enum Launched {
@@ -480,21 +502,20 @@ enum Launched {
 }
 
 impl Launched {
-    fn process(from: &Ingredients<'_>, _pki: &Pki) -> Result<Self, StartErrorKind> {
-        let backend = ProcessBackend::prepare(from)?;
-        let surroundings = backend.surroundings();
-        Ok(Self::Process(backend, surroundings))
-    }
-
-    #[cfg(feature = "container")]
-    async fn container(
-        from: &Ingredients<'_>,
-        _pki: &Pki,
-        deadline: tokio::time::Instant,
-    ) -> Result<Self, StartErrorKind> {
-        let backend = super::container::ContainerBackend::prepare(from, deadline).await?;
-        let surroundings = backend.surroundings();
-        Ok(Self::Container(backend, surroundings))
+    async fn prepare(from: &Ingredients<'_>, programs: Programs) -> Result<Self, StartErrorKind> {
+        match programs {
+            Programs::Binaries(assets) => {
+                let backend = ProcessBackend::prepare(from, assets)?;
+                let surroundings = backend.surroundings();
+                Ok(Self::Process(backend, surroundings))
+            }
+            #[cfg(feature = "container")]
+            Programs::Images(images) => {
+                let backend = super::container::ContainerBackend::prepare(from, images).await?;
+                let surroundings = backend.surroundings();
+                Ok(Self::Container(backend, surroundings))
+            }
+        }
     }
 
     fn backend(&mut self) -> &mut dyn Backend {
@@ -575,7 +596,7 @@ impl Launched {
     async fn roll_back(mut self, attempt: Attempt, kind: StartErrorKind) -> StartError {
         let backend = self.backend();
         let servers = backend.evidence().await;
-        let logs = if servers.is_empty() { None } else { backend.keep_logs() };
+        let logs = if servers.is_empty() { None } else { backend.keep_logs().await };
         let (_, left) = backend.stop().await;
         for left in left {
             tracing::warn!(%left, "a failed start could not be rolled back in full");

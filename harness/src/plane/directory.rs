@@ -224,8 +224,18 @@ fn sweep(base: &Path) {
     }
 }
 
+/// A lock that all processes of this user share; it is held until the file is dropped.
+///
+/// Blocks until whoever holds it is done, or gone.
+#[cfg(feature = "container")]
+pub(crate) fn hold_lock(name: &str) -> io::Result<File> {
+    let lock = open_lock(&base()?.join(name))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
 /// When a process started, in ticks since boot (Linux, proc(5) field 22); `None` where unknown.
-fn start_time(pid: i32) -> Option<u64> {
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name is in parentheses and may hold anything, spaces included.
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()

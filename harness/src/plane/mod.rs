@@ -28,6 +28,8 @@ use kube::{Client, Config, ResourceExt};
 use tokio::sync::Mutex;
 
 pub use builder::PlaneBuilder;
+#[cfg(feature = "container")]
+pub use container::{DockerEngine, docker_engine};
 pub use controllers::Controller;
 pub use error::{StartError, StartErrorKind, Step, Stopped};
 pub use flags::Flags;

@@ -135,6 +135,10 @@ pub(crate) struct EtcdPki {
 }
 
 impl EtcdPki {
+    #[cfg_attr(
+        not(any(feature = "container", test)),
+        expect(dead_code, reason = "child processes reach etcd through a socket")
+    )]
     pub(crate) fn new(host: &str) -> Result<Self, rcgen::Error> {
         let ca = Authority::new("laggard-etcd-ca")?;
         let reached_as = [

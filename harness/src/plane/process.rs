@@ -16,7 +16,9 @@ use futures::future::BoxFuture;
 use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::backend::{Backend, Ingredients, Server, Surroundings, files};
+use super::backend::{
+    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files,
+};
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
@@ -46,7 +48,7 @@ struct Running {
 
 impl ProcessBackend {
     /// Makes the directories, writes the keys, and takes a port.
-    pub(crate) fn prepare(from: &Ingredients<'_>) -> Result<Self, StartErrorKind> {
+    pub(crate) fn prepare(from: &Ingredients<'_>, assets: Assets) -> Result<Self, StartErrorKind> {
         let failed = |attempt: &'static str| move |error| StartErrorKind::system(attempt, error);
         let directory =
             PlaneDirectory::create(from.id).map_err(failed("make the directory of the plane"))?;
@@ -58,7 +60,7 @@ impl ProcessBackend {
                 .map_err(failed("write a key or certificate"))?;
         }
         let port = HeldPort::take().map_err(failed("take a port on loopback"))?;
-        Ok(Self { servers: BTreeMap::new(), logs, directory, port, assets: from.assets.clone() })
+        Ok(Self { servers: BTreeMap::new(), logs, directory, port, assets })
     }
 
     /// Where things are, as the servers see them: their working directory is the plane's.
@@ -190,9 +192,9 @@ impl Backend for ProcessBackend {
         async move { evidence }.boxed()
     }
 
-    fn keep_logs(&mut self) -> Option<PathBuf> {
+    fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>> {
         self.logs.keep();
-        Some(self.logs.path().to_owned())
+        async { Some(self.logs.path().to_owned()) }.boxed()
     }
 
     fn logs(&self) -> Option<&Path> {
@@ -208,7 +210,7 @@ impl Backend for ProcessBackend {
         .boxed()
     }
 
-    fn stop(&mut self) -> BoxFuture<'_, (Vec<(Binary, String)>, Vec<String>)> {
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings> {
         async move {
             let mut ended = Vec::new();
             for (&binary, running) in &self.servers {
@@ -231,9 +233,7 @@ impl Backend for ProcessBackend {
 fn environment(home: &Path) -> Vec<(OsString, OsString)> {
     let mut environment = crate::lifeline::search_path();
     environment.push(("HOME".into(), home.into()));
-    // Fewer collections while it starts; the limit keeps the heap where the default would have it.
-    environment.push(("GOGC".into(), "400".into()));
-    environment.push(("GOMEMLIMIT".into(), "240MiB".into()));
+    environment.extend(GO_SETTINGS.map(|(name, value)| (name.into(), value.into())));
     environment
 }
 

@@ -30,12 +30,11 @@ const FIRST_STEP: &str = "/readyz?exclude=poststarthook/rbac/bootstrap-roles\
     &exclude=poststarthook/scheduling/bootstrap-system-priority-classes&verbose";
 const FULL: &str = "/readyz?verbose";
 
-/// When each stage of a readiness wait was over, counted from its begin.
+/// When the stages before readiness were reached, counted from the begin of the wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reached {
     pub(crate) listening: Duration,
     pub(crate) tls: Duration,
-    pub(crate) ready: Duration,
 }
 
 /// One wait, whose last answer can be read while it goes on.
@@ -73,7 +72,7 @@ impl Probe {
                 Ok(sender) => {
                     let tls = begun.elapsed();
                     if self.ask_until_ready(sender, path).await {
-                        return Reached { listening, tls, ready: begun.elapsed() };
+                        return Reached { listening, tls };
                     }
                 }
                 Err(error) => self.note(format!("TLS handshake: {error}")),

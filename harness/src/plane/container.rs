@@ -1,1 +1,0 @@
-//! The backend `container`: being written.

@@ -1,0 +1,525 @@
+//! The backend `container`: the servers run in containers of a Docker engine, through
+//! testcontainers.
+//!
+//! Each plane has a network of its own, on which its servers reach each other by name. The API
+//! server and etcd are published on loopback, on ports that the engine chooses; etcd demands a
+//! client certificate, since loopback is open to everybody on the machine. All that a plane has in
+//! the engine carries its label, and goes by it: removed by [`Backend::stop`] or when the backend
+//! is dropped, by a reaper if this process is killed, by the sweep of a later start otherwise.
+//!
+//! The engine must share this process's loopback: one on another machine is refused, and one that
+//! is reached through a socket mounted into this container, but runs outside of it, publishes its
+//! ports where this process cannot connect.
+
+mod build;
+mod engine;
+mod images;
+mod labels;
+mod reaper;
+mod server;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use testcontainers::bollard::models::NetworkCreateRequest;
+use tokio::task::JoinHandle;
+
+pub use engine::{DockerEngine, docker_engine};
+pub(crate) use images::Images;
+
+use super::backend::{Backend, Ingredients, Server, ServerFile, StopFindings, Surroundings, files};
+use super::directory::LogDirectory;
+use super::error::{ServerEvidence, StartErrorKind};
+use super::flags::Flags;
+use super::pki::EtcdPki;
+use crate::assets::Binary;
+use crate::text::last_lines;
+use engine::{Engine, chain, failed};
+use labels::Labelled;
+use reaper::Reaper;
+use server::{Running, Spec};
+
+/// The ports inside; each server has its container to itself.
+const APISERVER_PORT: u16 = 6443;
+const ETCD_PORT: u16 = 2379;
+const ETCD_PEER_PORT: u16 = 2380;
+
+/// Where the servers see their files.
+const FILES: &str = "/pki/";
+
+/// etcd's data, in memory: nothing of a plane shall outlive it.
+const ETCD_DATA: &str = "/etcd";
+
+/// How much of each server's log an error shows.
+const SHOWN_LINES: usize = 12;
+
+/// A server whose port was not published has ended, or will have by then.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A container that is just being made is known by then, or left to the reaper.
+const MADE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Dropping a plane blocks no longer than this, and only to save the logs of a failed test.
+const SAVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Something that the engine's runtime is making. It goes on when it is no longer waited for; so
+/// whoever cleans up must wait for it, or it would appear after the last look.
+type Making<T> = JoinHandle<Result<T, StartErrorKind>>;
+
+/// A plane of containers.
+#[derive(Debug)]
+pub(crate) struct ContainerBackend {
+    id: String,
+    images: Images,
+    files: Vec<ServerFile>,
+    /// The network while it is being made, whether or not anybody still waits for it.
+    network: Option<Making<()>>,
+    containers: BTreeMap<Binary, Running>,
+    /// Containers that are being made, likewise.
+    starting: FuturesUnordered<Making<(Binary, Running)>>,
+    logs: Option<LogDirectory>,
+    /// `None` once everything is removed.
+    reaper: Option<Reaper>,
+}
+
+impl ContainerBackend {
+    /// Sweeps, starts the reaper, makes the network.
+    pub(crate) async fn prepare(
+        from: &Ingredients<'_>,
+        images: Images,
+    ) -> Result<Self, StartErrorKind> {
+        let etcd = EtcdPki::new(&container_name(from.id, Binary::Etcd))
+            .map_err(|error| StartErrorKind::system("make keys", std::io::Error::other(error)))?;
+        let engine = images.engine().clone();
+        let docker = engine.docker().clone();
+        let _ = engine.run(async move { labels::sweep(&docker).await }).await;
+
+        let reaper = Reaper::start(&engine, from.id).await;
+        // From here on, dropping it removes what was made, and what is just being made.
+        let mut backend = Self {
+            id: from.id.to_owned(),
+            images,
+            files: files(from.pki, Some(&etcd)),
+            network: None,
+            containers: BTreeMap::new(),
+            starting: FuturesUnordered::new(),
+            logs: None,
+            reaper: Some(reaper),
+        };
+        let making = backend.network.insert(make_network(&engine, from.id));
+        let made = making.await;
+        backend.network = None;
+        made.unwrap_or_else(|error| Err(failed("make a network", &error)))?;
+        Ok(backend)
+    }
+
+    /// Where things are, as the servers see them.
+    pub(crate) fn surroundings(&self) -> Surroundings {
+        let etcd = container_name(&self.id, Binary::Etcd);
+        let client = format!("https://{etcd}:{ETCD_PORT}");
+        let peer = format!("https://127.0.0.1:{ETCD_PEER_PORT}");
+        let (ca, certificate, key) =
+            (format!("{FILES}etcd-ca.crt"), format!("{FILES}etcd.crt"), format!("{FILES}etcd.key"));
+        Surroundings {
+            files: FILES.to_owned(),
+            etcd: Flags::new()
+                .set("data-dir", ETCD_DATA)
+                .set("listen-client-urls", format!("https://0.0.0.0:{ETCD_PORT}"))
+                .set("advertise-client-urls", &client)
+                .set("client-cert-auth", "true")
+                .set("trusted-ca-file", &ca)
+                .set("cert-file", &certificate)
+                .set("key-file", &key)
+                // It has no peers; but the port is open to the other containers of the network.
+                .set("listen-peer-urls", &peer)
+                .set("initial-advertise-peer-urls", &peer)
+                .set("initial-cluster", format!("default={peer}"))
+                .set("peer-client-cert-auth", "true")
+                .set("peer-trusted-ca-file", &ca)
+                .set("peer-cert-file", &certificate)
+                .set("peer-key-file", &key),
+            apiserver: Flags::new()
+                .set("etcd-servers", &client)
+                .set("etcd-cafile", &ca)
+                .set("etcd-certfile", format!("{FILES}etcd-client.crt"))
+                .set("etcd-keyfile", format!("{FILES}etcd-client.key"))
+                .set("bind-address", "0.0.0.0")
+                .set("secure-port", APISERVER_PORT.to_string()),
+            apiserver_url: format!(
+                "https://{}:{APISERVER_PORT}",
+                container_name(&self.id, Binary::KubeApiserver)
+            ),
+        }
+    }
+
+    /// A file for the servers that are launched from now on and whose arguments name it.
+    pub(crate) fn add_file(&mut self, name: &'static str, content: String) {
+        self.files.retain(|file| file.name != name);
+        self.files.push(ServerFile { name, content });
+    }
+
+    fn engine(&self) -> &Engine {
+        self.images.engine()
+    }
+
+    fn spec(&self, server: &Server) -> Result<Spec, StartErrorKind> {
+        let binary = server.binary;
+        let named = |file: &&ServerFile| {
+            let path = format!("{FILES}{}", file.name);
+            server.arguments.iter().any(|argument| argument.ends_with(&path))
+        };
+        Ok(Spec {
+            binary,
+            image: self.images.of(binary)?.clone(),
+            name: container_name(&self.id, binary),
+            network: network_name(&self.id),
+            labels: labels::of_plane(&self.id),
+            arguments: server.arguments.clone(),
+            files: self.files.iter().filter(named).cloned().collect(),
+            directory: FILES,
+            memory: (binary == Binary::Etcd).then_some(ETCD_DATA),
+            port: match binary {
+                Binary::Etcd => Some(ETCD_PORT),
+                Binary::KubeApiserver => Some(APISERVER_PORT),
+                _ => None,
+            },
+        })
+    }
+
+    /// Waits until no container is being made any more; the error is the first one's.
+    async fn started(&mut self) -> Result<(), StartErrorKind> {
+        let mut result = Ok(());
+        // Nothing is awaited between taking a container and keeping it, so none is lost.
+        while let Some(started) = self.starting.next().await {
+            match started {
+                Ok(Ok((binary, running))) => {
+                    self.containers.insert(binary, running);
+                }
+                Ok(Err(error)) => result = result.and(Err(error)),
+                Err(error) => result = result.and(Err(failed("start a container", &error))),
+            }
+        }
+        result
+    }
+
+    /// Takes everything that is to be removed out of this value.
+    fn remains(&mut self) -> Option<Remains> {
+        let reaper = self.reaper.take()?;
+        Some(Remains {
+            engine: self.engine().clone(),
+            id: self.id.clone(),
+            network: self.network.take(),
+            containers: std::mem::take(&mut self.containers),
+            starting: std::mem::take(&mut self.starting),
+            reaper,
+        })
+    }
+}
+
+impl Backend for ContainerBackend {
+    fn launch<'a>(
+        &'a mut self,
+        servers: &'a [Server],
+    ) -> BoxFuture<'a, Result<(), StartErrorKind>> {
+        async move {
+            for server in servers {
+                let spec = self.spec(server)?;
+                let engine = self.engine().clone();
+                let old = self.containers.remove(&server.binary);
+                let start = self.engine().run(async move {
+                    if let Some(old) = old {
+                        old.remove().await;
+                    }
+                    let binary = spec.binary;
+                    Ok((binary, Running::start(engine, spec).await?))
+                });
+                self.starting.push(start);
+            }
+            self.started().await?;
+            for server in servers {
+                let Some(running) = self.containers.get(&server.binary) else { continue };
+                if running.port().is_some() || server.binary == Binary::KubeControllerManager {
+                    continue;
+                }
+                // Ports are withdrawn when a container ends, and some end at once.
+                let ended = tokio::time::timeout(END_LIMIT, running.wait()).await;
+                return Err(match ended {
+                    Ok(status) => StartErrorKind::Exited { server: server.binary, status },
+                    Err(_) => StartErrorKind::Engine {
+                        problem: format!(
+                            "the engine published no port of {} on loopback",
+                            server.binary
+                        ),
+                    },
+                });
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn apiserver(&self) -> Option<SocketAddr> {
+        let port = self.containers.get(&Binary::KubeApiserver)?.port()?;
+        Some((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    fn ended(&self) -> BoxFuture<'_, (Binary, String)> {
+        let waits = self
+            .containers
+            .iter()
+            .map(|(&binary, running)| async move { (binary, running.wait().await) }.boxed());
+        let waits: Vec<_> = waits.collect();
+        async move {
+            if waits.is_empty() {
+                return futures::future::pending().await;
+            }
+            futures::future::select_all(waits).await.0
+        }
+        .boxed()
+    }
+
+    fn set_paused(
+        &self,
+        server: Binary,
+        paused: bool,
+    ) -> BoxFuture<'_, Result<(), StartErrorKind>> {
+        async move {
+            let Some(running) = self.containers.get(&server) else {
+                return Err(StartErrorKind::Setting {
+                    problem: format!(
+                        "this plane has no {server}; add `controllers` to its builder"
+                    ),
+                });
+            };
+            let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
+            // The engine's freezer stands when the call returns.
+            let done = self.engine().run(async move {
+                match paused {
+                    true => docker.pause_container(&id).await,
+                    false => docker.unpause_container(&id).await,
+                }
+            });
+            let attempt = format!("{} {server}", if paused { "pause" } else { "resume" });
+            match done.await {
+                Ok(done) => done.map_err(|error| failed(&attempt, &error)),
+                Err(error) => Err(failed(&attempt, &error)),
+            }
+        }
+        .boxed()
+    }
+
+    fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>> {
+        let evidence = self.containers.iter().map(|(&server, running)| async move {
+            let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
+            let read = self.engine().run(async move {
+                // More than is shown, since empty lines are not.
+                server::log(&docker, &id, Some(4 * SHOWN_LINES)).await
+            });
+            let log = match read.await {
+                Ok(Ok(log)) => last_lines(&log, SHOWN_LINES),
+                Ok(Err(error)) => format!("    (could not be read: {})", chain(&error)),
+                Err(error) => format!("    (could not be read: {error})"),
+            };
+            let (command, status) = (running.command().to_owned(), running.exited());
+            ServerEvidence { server, command, status, log_tail: log }
+        });
+        futures::future::join_all(evidence).boxed()
+    }
+
+    fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>> {
+        async move {
+            let mut logs = new_logs(&self.id)?;
+            let engine = self.engine().clone();
+            let containers = std::mem::take(&mut self.containers);
+            let path = logs.path().to_owned();
+            // There and back, since a container must not be dropped here if this future is.
+            let saved = engine.run(async move {
+                save_logs(&path, &containers).await;
+                containers
+            });
+            if let Ok(containers) = saved.await {
+                self.containers = containers;
+            }
+            logs.keep();
+            let path = logs.path().to_owned();
+            self.logs = Some(logs);
+            Some(path)
+        }
+        .boxed()
+    }
+
+    fn logs(&self) -> Option<&Path> {
+        self.logs.as_ref().map(LogDirectory::path)
+    }
+
+    fn stop_servers(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            if let Err(error) = self.started().await {
+                tracing::debug!(%error, "a server had not started when it was stopped");
+            }
+            let containers = std::mem::take(&mut self.containers);
+            let removed = self.engine().run(async move {
+                futures::future::join_all(containers.into_values().map(Running::remove)).await;
+            });
+            let _ = removed.await;
+        }
+        .boxed()
+    }
+
+    fn stop(&mut self) -> BoxFuture<'_, StopFindings> {
+        async move {
+            let ended = self.containers.iter();
+            let ended =
+                ended.filter_map(|(&binary, running)| Some((binary, running.exited()?))).collect();
+            if keeps_logs() && self.logs.is_none() {
+                self.keep_logs().await;
+            }
+            let Some(remains) = self.remains() else { return (ended, Vec::new()) };
+            let left = self.engine().run(remains.remove()).await;
+            (ended, left.unwrap_or_else(|error| vec![format!("all of it: {error}")]))
+        }
+        .boxed()
+    }
+}
+
+impl Drop for ContainerBackend {
+    /// Hands everything to the engine's runtime and does not wait for it. Should the process end
+    /// meanwhile, so does the reaper's patience.
+    fn drop(&mut self) {
+        let Some(remains) = self.remains() else { return };
+        let engine = remains.engine.clone();
+        let failed = std::thread::panicking() || keeps_logs();
+        let logs = failed.then(|| new_logs(&self.id)).flatten();
+        let Some(mut logs) = logs else {
+            engine.run(remains.remove());
+            return;
+        };
+        logs.keep();
+        let (saved, wait) = std::sync::mpsc::channel();
+        let path = logs.path().to_owned();
+        engine.run(async move {
+            save_logs(&path, &remains.containers).await;
+            // Nobody may be waiting any more.
+            let _ = saved.send(());
+            remains.remove().await;
+        });
+        // A thread that waits here is no task that others wait for: this one holds none of theirs.
+        match wait.recv_timeout(SAVE_LIMIT) {
+            Ok(()) => tracing::warn!(logs = %logs.path().display(), "the plane's logs are kept"),
+            Err(_) => tracing::warn!("the plane's logs could not be saved in time"),
+        }
+    }
+}
+
+/// What is to be removed of a plane. It is only ever dropped in the engine's runtime.
+struct Remains {
+    engine: Engine,
+    id: String,
+    network: Option<Making<()>>,
+    containers: BTreeMap<Binary, Running>,
+    starting: FuturesUnordered<Making<(Binary, Running)>>,
+    reaper: Reaper,
+}
+
+impl Remains {
+    /// Removes everything, and returns what could not be.
+    async fn remove(mut self) -> Vec<String> {
+        let docker = self.engine.docker();
+        let mut containers: Vec<_> = self.containers.into_values().collect();
+        let all_made = tokio::time::timeout(MADE_LIMIT, async {
+            if let Some(network) = &mut self.network {
+                let _ = network.await;
+            }
+            while let Some(started) = self.starting.next().await {
+                if let Ok(Ok((_, running))) = started {
+                    containers.push(running);
+                }
+            }
+        })
+        .await
+        .is_ok();
+        futures::future::join_all(containers.into_iter().map(Running::remove)).await;
+        let label = labels::filter(&self.id);
+        let mut left = Labelled::find(docker, &label).await;
+        // First the network; then what somebody else was removing at the same moment.
+        for _ in 0..2 {
+            match &left {
+                Ok(found) if !found.is_empty() => found.remove(docker).await,
+                _ => break,
+            }
+            left = Labelled::find(docker, &label).await;
+        }
+        match left {
+            Ok(left) if left.is_empty() && all_made => {
+                self.reaper.dismiss();
+                Vec::new()
+            }
+            // Dropping the reaper sets it to work.
+            Ok(left) if left.is_empty() => {
+                vec![format!("what the engine is still making under the label {label}")]
+            }
+            Ok(left) => left.names(),
+            Err(error) => vec![format!("what has the label {label}: {}", chain(&error))],
+        }
+    }
+}
+
+fn make_network(engine: &Engine, id: &str) -> Making<()> {
+    let network = NetworkCreateRequest {
+        name: network_name(id),
+        labels: Some(labels::of_plane(id)),
+        ..NetworkCreateRequest::default()
+    };
+    let docker = engine.docker().clone();
+    engine.run(async move {
+        docker.create_network(network).await.map(drop).map_err(|error| {
+            let attempt = match chain(&error).contains("address pool") {
+                true => {
+                    "make a network (the engine has no addresses left for one: \
+                     `docker network prune`, or fewer planes at a time)"
+                }
+                false => "make a network",
+            };
+            failed(attempt, &error)
+        })
+    })
+}
+
+fn container_name(id: &str, binary: Binary) -> String {
+    format!("laggard-{id}-{binary}")
+}
+
+fn network_name(id: &str) -> String {
+    format!("laggard-{id}")
+}
+
+fn keeps_logs() -> bool {
+    std::env::var_os("LAGGARD_KEEP_LOGS").is_some_and(|value| value != "0")
+}
+
+fn new_logs(id: &str) -> Option<LogDirectory> {
+    LogDirectory::create(id)
+        .map_err(|error| tracing::warn!(%error, "there is no directory for the plane's logs"))
+        .ok()
+}
+
+/// Writes the log of each container into a file.
+async fn save_logs(directory: &Path, containers: &BTreeMap<Binary, Running>) {
+    let saves = containers.iter().map(|(binary, running)| async move {
+        let path = directory.join(format!("{binary}.log"));
+        let saved = match running.log(None).await {
+            Ok(log) => tokio::fs::write(&path, log).await.map_err(|error| error.to_string()),
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(problem) = saved {
+            tracing::warn!(path = %path.display(), %problem, "could not save a server's log");
+        }
+    });
+    futures::future::join_all(saves).await;
+}
