@@ -20,7 +20,7 @@ use crate::plan::executor::{self, Run};
 use crate::plan::planner::{self, Resolution};
 use crate::readers::{Cached, Live, ReadError, reflect, within};
 use crate::settings::Settings;
-use crate::sidecar::{Health, InCluster, Sidecars};
+use crate::sidecar::{Health, Sidecars};
 use crate::status::{SIDECAR_READY, Statement, condition, enter, patch, state};
 
 /// Who reports events.
@@ -105,14 +105,13 @@ impl Error {
 }
 
 /// Runs the controller until the process is asked to stop.
-pub async fn run(client: Client, settings: Settings) {
+pub async fn run(client: Client, sidecars: Arc<dyn Sidecars>, settings: Settings) {
     let nodes: Api<SeiNode> = Api::all(client.clone());
     let stateful_sets: Api<StatefulSet> = Api::all(client.clone());
     let (sets, fed) = reflect(stateful_sets.clone());
     tokio::spawn(fed);
     let controller = Controller::new(nodes, watcher::Config::default());
     let cached = Cached::new(controller.store(), sets);
-    let sidecars = Arc::new(InCluster::new(&settings));
     let context = Arc::new(Context::new(client.clone(), cached, sidecars, settings));
     controller
         // The original's: one node after the other.

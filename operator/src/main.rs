@@ -1,11 +1,14 @@
 //! The operator as a program.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kube::CustomResourceExt as _;
 use seinode_operator::api::SeiNode;
 use seinode_operator::controller;
 use seinode_operator::settings::Settings;
+use seinode_operator::sidecar::InCluster;
 
 /// Takes SeiNodes from one image to the next
 #[derive(Debug, Parser)]
@@ -36,7 +39,9 @@ async fn main() -> Result<()> {
                 reason = "the one place that wants a real cluster"
             )]
             let client = kube::Client::try_default().await?;
-            controller::run(client, Settings::default()).await;
+            let settings = Settings::default();
+            let sidecars = Arc::new(InCluster::new(&settings));
+            controller::run(client, sidecars, settings).await;
         }
         Command::Crd => print_crd()?,
     }

@@ -1,1 +1,9 @@
-//! x
+//! What the scenarios and the demo have in common: a stage with a plane, a node and an operator
+//! whose caches lag, and the actors that are played, the kubelet and the sidecar.
+
+pub mod original;
+mod sidecar;
+pub mod stage;
+
+pub use sidecar::Sidecar;
+pub use stage::{Stage, StaleRead};

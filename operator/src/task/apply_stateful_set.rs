@@ -69,7 +69,7 @@ fn not_ours_to_write(set: &StatefulSet, input: &Input<'_>) -> Option<Outcome> {
 
 /// The StatefulSet of a node: the full intent, without defaults and without status.
 #[must_use]
-pub(crate) fn render(node: &SeiNode, image: &str, platform: &Platform) -> Value {
+pub fn render(node: &SeiNode, image: &str, platform: &Platform) -> Value {
     let name = node.name_any();
     let mut labels = node.spec.pod_labels.clone();
     labels.insert(NODE_LABEL.to_owned(), name.clone());

@@ -8,6 +8,9 @@ mod observe_image;
 mod replace_pod;
 pub mod rollout;
 
+pub use apply_service::render as render_service;
+pub use apply_stateful_set::render as render_stateful_set;
+
 use kube::Client;
 use kube::ResourceExt as _;
 use tracing::Instrument as _;

@@ -11,7 +11,7 @@ use crate::api::{Applied, SeiNode};
 const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// The container whose image is rolled out.
-pub(crate) const CONTAINER: &str = "seid";
+pub const CONTAINER: &str = "seid";
 
 /// Whether the node's container was started.
 #[derive(Clone, Debug, Eq, PartialEq)]
