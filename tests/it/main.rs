@@ -1,6 +1,9 @@
 //! The harness and the operator together, on real servers.
 
 mod backends;
+mod care;
+mod deletion;
+mod errors;
 mod flips;
 mod kill;
 mod rollout;

@@ -9,8 +9,8 @@ use kube::ResourceExt as _;
 use laggard::lag::Requests;
 use rollout_tests::Stage;
 use rollout_tests::stage::{Kubelet, NODE, is_complete};
-use seinode_operator::api::{Phase, TaskPlan};
 use seinode_operator::api::Target;
+use seinode_operator::api::{Phase, TaskPlan};
 use seinode_operator::plan::new_plan;
 use seinode_operator::task::Kind;
 

@@ -102,10 +102,8 @@ async fn observe_image(context: &Context, node: &SeiNode) -> Result<bool> {
     let set: StatefulSet = context.cached.get(&namespace(node), &node.name_any()).await?;
     let status = set.status.clone().unwrap_or_default();
     let observed = status.observed_generation >= set.metadata.generation;
-    let rolled = set
-        .spec
-        .replicas
-        .is_some_and(|replicas| status.updated_replicas.unwrap_or(0) >= replicas);
+    let rolled =
+        set.spec.replicas.is_some_and(|replicas| status.updated_replicas.unwrap_or(0) >= replicas);
     Ok(observed && rolled)
 }
 

@@ -14,12 +14,10 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::controller::Action;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
+use laggard::Plane;
 use laggard::lag::{Lag, Requests, StreamSelector};
 use laggard::plane::{BackendKind, Controller};
-use laggard::Plane;
-use seinode_operator::api::{
-    PlannedTask, SeiNode, SeiNodeStatus, TaskPlan, TaskStatus,
-};
+use seinode_operator::api::{PlannedTask, SeiNode, SeiNodeStatus, TaskPlan, TaskStatus};
 use seinode_operator::controller::{self, Context};
 use seinode_operator::readers::{Cached, reflect};
 use seinode_operator::settings::{Clock, Settings};
@@ -266,7 +264,13 @@ impl Stage {
             Ok(result) => result,
             Err(_) => {
                 let status = serde_json::to_string_pretty(&self.status().await?)?;
-                bail!("waited {LIMIT:?} for {what}; the node's status is {status}\n{}", self.lag)
+                let set = serde_json::to_string(&self.api::<StatefulSet>().get_opt(NODE).await?)?;
+                let pod = serde_json::to_string(&self.pod().await?)?;
+                bail!(
+                    "waited {LIMIT:?} for {what}; the node's status is {status}\nits StatefulSet is \
+                     {set}\nits pod is {pod}\n{}",
+                    self.lag
+                )
             }
         }
     }

@@ -1,8 +1,8 @@
 //! apply-service: writes the headless Service that gives the node's pod its name.
 
 use k8s_openapi::api::core::v1::Service;
-use kube::{Resource as _, ResourceExt as _};
 use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::{FIELD_MANAGER, Input, Outcome};

@@ -214,3 +214,24 @@ fn stateful_set_unread(error: ReadError, name: &str) -> Outcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_servers_own_word_that_it_is_gone_is_terminal() {
+        assert_eq!(
+            stateful_set_unread(ReadError::Missing, "n0"),
+            Outcome::Terminal(
+                "statefulset \"n0\" missing during rollout (apply-statefulset preceded us); \
+                 external deletion?"
+                    .to_owned()
+            )
+        );
+        let not_cached = stateful_set_unread(ReadError::NotCached, "n0");
+        assert!(matches!(not_cached, Outcome::Waiting { .. }), "{not_cached:?}");
+        let transient = stateful_set_unread(ReadError::Transient("503".to_owned()), "n0");
+        assert!(matches!(transient, Outcome::Transient(_)), "{transient:?}");
+    }
+}
