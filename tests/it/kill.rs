@@ -8,6 +8,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use laggard::plane::BackendKind;
+
+use crate::backends::is_available;
 
 /// What the promise allows; normally it takes some 30 ms.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -21,15 +24,17 @@ struct Moment {
     whole_group: bool,
 }
 
+impl Moment {
+    fn new(word: &'static str, nth: usize, micros: u64) -> Self {
+        let after = Duration::from_micros(micros);
+        Self { word, nth, after, whole_group: micros.is_multiple_of(2) }
+    }
+}
+
 /// Twenty moments over start, run and stop, with the first two milliseconds after each spawn.
-fn moments(count: usize) -> Vec<Moment> {
-    let moment = |word, nth, micros: u64| Moment {
-        word,
-        nth,
-        after: Duration::from_micros(micros),
-        whole_group: micros.is_multiple_of(2),
-    };
-    let mut moments = vec![
+fn moments_of_processes() -> Vec<Moment> {
+    let moment = Moment::new;
+    vec![
         moment("start", 1, 0),
         moment("start", 1, 700),
         moment("started", 1, 0),
@@ -50,17 +55,49 @@ fn moments(count: usize) -> Vec<Moment> {
         moment("stop", 1, 10_000),
         moment("stop", 1, 30_001),
         moment("start", 2, 1_000),
-    ];
-    // The soak goes over the same words at moments that no list has thought of.
+    ]
+}
+
+/// The same where a server takes the engine a quarter of a second: between the requests, too.
+fn moments_of_containers() -> Vec<Moment> {
+    let moment = Moment::new;
+    vec![
+        moment("start", 1, 0),
+        moment("start", 1, 5_001),
+        moment("start", 1, 20_000),
+        moment("start", 1, 50_001),
+        moment("start", 1, 90_000),
+        moment("start", 1, 140_001),
+        moment("start", 1, 200_000),
+        moment("start", 1, 280_001),
+        moment("start", 1, 360_000),
+        moment("started", 1, 0),
+        moment("started", 1, 1_001),
+        moment("started", 1, 60_000),
+        moment("started", 2, 0),
+        moment("started", 2, 1_501),
+        moment("started", 2, 300_000),
+        moment("up", 1, 1_001),
+        moment("stop", 1, 0),
+        moment("stop", 1, 40_001),
+        moment("stop", 1, 150_000),
+        moment("start", 2, 100_001),
+    ]
+}
+
+/// As many moments as asked for: the list, and then the same words at times that no list has
+/// thought of.
+fn moments(mut listed: Vec<Moment>) -> Vec<Moment> {
+    let count = count();
     let mut seed = u64::from(std::process::id());
-    while moments.len() < count {
+    while listed.len() < count {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let word = ["start", "started", "up", "stop"][usize::try_from(seed >> 62).unwrap_or(0)];
         let limit = if word == "up" || word == "stop" { 80_000 } else { 1_500_000 };
-        moments.push(moment(word, 1, (seed >> 20) % limit));
+        listed.push(Moment::new(word, 1, (seed >> 20) % limit));
     }
-    moments.truncate(count);
-    moments
+    listed.truncate(count);
+    listed
 }
 
 fn count() -> usize {
@@ -72,27 +109,67 @@ fn count() -> usize {
 
 #[test]
 fn a_killed_process_leaves_no_server_and_no_key() -> Result<()> {
+    kill_at_each(moments(moments_of_processes()), "process", |place, _| {
+        let mut left = processes_in(place)?;
+        left.extend(files_in(&place.join(planes()))?);
+        Ok(left)
+    })
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_no_container_and_no_network() -> Result<()> {
+    if !is_available(BackendKind::Container).await? {
+        return Ok(());
+    }
+    kill_at_each(moments(moments_of_containers()), "container", |_, victim| {
+        let mut left = labelled(
+            victim,
+            &["ps", "--all", "--format", "{{.Label \"laggard.owner\"}} {{.Names}}"],
+        )?;
+        left.extend(labelled(
+            victim,
+            &["network", "ls", "--format", "{{.Label \"laggard.owner\"}} {{.Name}}"],
+        )?);
+        Ok(left)
+    })
+}
+
+/// Kills a victim at each moment, and waits until nothing of it is left.
+fn kill_at_each(
+    moments: Vec<Moment>,
+    backend: &str,
+    left: impl Fn(&Path, u32) -> Result<Vec<String>>,
+) -> Result<()> {
     let mut slowest = Duration::ZERO;
-    for moment in moments(count()) {
+    for moment in moments {
         let place = tempfile::tempdir()?;
-        let mut victim = Victim::start(place.path(), "process")?;
+        let mut victim = Victim::start(place.path(), backend)?;
         victim.kill_at(moment).with_context(|| format!("{moment:?}"))?;
         let begun = Instant::now();
-        let mut left = processes_in(place.path())?;
-        left.extend(files_in(&place.path().join(planes()))?);
-        while !left.is_empty() {
+        loop {
+            let left = left(place.path(), victim.child.id())?;
+            if left.is_empty() {
+                break;
+            }
             ensure!(
                 begun.elapsed() < GONE_WITHIN,
                 "killed at {moment:?}; {GONE_WITHIN:?} later this is left: {left:#?}"
             );
             std::thread::yield_now();
-            left = processes_in(place.path())?;
-            left.extend(files_in(&place.path().join(planes()))?);
         }
         slowest = slowest.max(begun.elapsed());
     }
     println!("nothing left; the slowest clean-up took {slowest:?}");
     Ok(())
+}
+
+/// What the engine lists of this owner's.
+fn labelled(owner: u32, arguments: &[&str]) -> Result<Vec<String>> {
+    let output = Command::new("docker").args(arguments).output().context("run docker")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let owner = format!("{owner}:");
+    let lines = String::from_utf8_lossy(&output.stdout);
+    Ok(lines.lines().filter(|line| line.starts_with(&owner)).map(str::to_owned).collect())
 }
 
 fn planes() -> String {

@@ -126,7 +126,10 @@ impl Stage {
     ///
     /// If something of the plane could not be removed.
     pub async fn end(self) -> Result<()> {
-        self.plane.stop().await?;
+        let Self { mut watches, plane, .. } = self;
+        // First, or each of them reports that its server is gone.
+        watches.shutdown().await;
+        plane.stop().await?;
         Ok(())
     }
 
@@ -561,12 +564,23 @@ where
 /// Lets the operator's spans through, whatever `RUST_LOG` says: by them the harness knows whose a
 /// request is.
 fn trace() {
+    // Another test of this process, or the demo, may have been first.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter()).with_test_writer().try_init();
+}
+
+/// The same without a word on the terminal, unless `RUST_LOG` asks for one; for the demo.
+pub fn trace_silently() {
+    if std::env::var_os("RUST_LOG").is_none() {
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(filter())
+            .with_writer(std::io::sink)
+            .try_init();
+    }
+}
+
+fn filter() -> tracing_subscriber::EnvFilter {
     use tracing_subscriber::EnvFilter;
     let operator = "seinode_operator=info".parse().expect("a constant directive");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    // Another test of this process may have been first.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter.add_directive(operator))
-        .with_test_writer()
-        .try_init();
+    filter.add_directive(operator)
 }

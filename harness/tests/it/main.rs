@@ -3,3 +3,4 @@
 #[cfg(feature = "container")]
 mod container;
 mod life;
+mod readme;

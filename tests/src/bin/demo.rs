@@ -19,6 +19,7 @@ use seinode_operator::status::{NODE_UPDATE_IN_PROGRESS, condition};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    rollout_tests::stage::trace_silently();
     match play().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -102,6 +102,7 @@ impl Running {
             program(*binary),
             arguments.join(" ")
         );
+        tracing::debug!(server = %binary, container = container.id(), %command, "started");
         Ok(Self { container, docker, exit, command, port })
     }
 
