@@ -134,13 +134,16 @@ async fn a_killed_process_leaves_no_container_and_no_network() -> Result<()> {
     })
 }
 
-/// Kills a victim at each moment, and waits until nothing of it is left.
+/// Kills a victim at each moment, and waits until nothing of it is left; at the end it looks again
+/// at all of them, for what a request that was under way made late.
+#[expect(clippy::print_stdout, reason = "a figure for whoever runs this with --nocapture")]
 fn kill_at_each(
     moments: Vec<Moment>,
     backend: &str,
     left: impl Fn(&Path, u32) -> Result<Vec<String>>,
 ) -> Result<()> {
     let mut slowest = Duration::ZERO;
+    let mut victims = Vec::new();
     for moment in moments {
         let place = tempfile::tempdir()?;
         let mut victim = Victim::start(place.path(), backend)?;
@@ -158,6 +161,11 @@ fn kill_at_each(
             std::thread::yield_now();
         }
         slowest = slowest.max(begun.elapsed());
+        victims.push((moment, place, victim.child.id()));
+    }
+    for (moment, place, victim) in victims {
+        let late = left(place.path(), victim)?;
+        ensure!(late.is_empty(), "killed at {moment:?}; this came later and stayed: {late:#?}");
     }
     println!("nothing left; the slowest clean-up took {slowest:?}");
     Ok(())

@@ -134,7 +134,6 @@ impl Stage {
     }
 
     /// The operator's StatefulSet cache.
-    #[must_use]
     pub fn sets(&self) -> StreamSelector<StatefulSet> {
         self.lag.stream::<StatefulSet>().in_namespace(&self.namespace)
     }

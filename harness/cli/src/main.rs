@@ -28,7 +28,7 @@ enum Command {
 enum AssetsCommand {
     /// Find the servers of one Kubernetes version, or build those that are nowhere
     ///
-    /// Looks at TEST_ASSET_<NAME>, KUBEBUILDER_ASSETS, the store shared with setup-envtest, and
+    /// Looks at TEST_ASSET_ETCD and its like, KUBEBUILDER_ASSETS, the store shared with setup-envtest, and
     /// /usr/local/kubebuilder/bin. What is missing is built from its Go modules, which takes about
     /// five minutes on two cores and is done once. Prints one path a line on standard output.
     Get {

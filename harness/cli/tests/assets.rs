@@ -1,4 +1,5 @@
 //! `laggard assets get` as a person runs it, with a stand-in for Go that builds at once or never.
+#![expect(clippy::unwrap_used, reason = "all of this is a test, its helpers included")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -152,6 +152,7 @@ impl Event {
 
 /// What an event says about its object.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub enum Change {
     /// It was created, or began to match the selectors.
     Added,

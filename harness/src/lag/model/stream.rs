@@ -56,6 +56,7 @@ impl fmt::Display for Identity {
 
 /// In which form a stream carries its objects.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
 pub enum Representation {
     /// The whole objects: `Controller::new`, `watches`, `reflector` over `watcher`.
     Full,
@@ -74,6 +75,7 @@ impl fmt::Display for Representation {
 
 /// Whether the client of a stream is there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Connection {
     /// It has an open watch.
     Open,
