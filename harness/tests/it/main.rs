@@ -4,3 +4,4 @@
 mod container;
 mod life;
 mod readme;
+mod start;
