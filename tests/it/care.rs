@@ -1,7 +1,6 @@
 //! Where the operator is more careful than the one it was ported from.
 
 use anyhow::{Context as _, Result, ensure};
-use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -249,24 +248,7 @@ async fn the_controller_itself_takes_a_node_to_its_image() -> Result<()> {
     stage.create_node("v1").await?;
     for image in ["v1", "v2"] {
         stage.set_image(image).await?;
-        let nodes = stage.api::<SeiNode>();
-        let config = kube::runtime::watcher::Config::default();
-        let mut changes = Box::pin(kube::runtime::watcher(nodes, config));
-        let settled = async {
-            loop {
-                stage.play_kubelet().await?;
-                let status = stage.node().await?.status_or_default();
-                if status.current_image.as_deref() == Some(image) && status.plan.is_none() {
-                    return Ok::<_, anyhow::Error>(());
-                }
-                // The kubelet has no node to watch, so it looks whenever the operator moves.
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(50), changes.next())
-                    .await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(30), settled)
-            .await
-            .with_context(|| format!("{image} was not reached; {}", stage.lag))??;
+        stage.reaches(image).await.with_context(|| stage.lag.to_string())?;
     }
     controller.abort();
     stage.end().await

@@ -6,5 +6,6 @@ mod deletion;
 mod errors;
 mod flips;
 mod kill;
+mod resource;
 mod rollout;
 mod scenarios;

@@ -117,6 +117,7 @@ impl Stage {
         let changes = Arc::new(Notify::new());
         watches.spawn(notify::<Pod>(&client, &namespace, &changes));
         watches.spawn(notify::<StatefulSet>(&client, &namespace, &changes));
+        watches.spawn(notify::<SeiNode>(&client, &namespace, &changes));
         Ok(Self { lag, context, sidecar, namespace, client, clock, changes, watches, plane })
     }
 
@@ -145,6 +146,23 @@ impl Stage {
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// The test's own client, which sees what is true.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// A second [`Lag`], whose clients act as somebody else.
+    ///
+    /// # Errors
+    ///
+    /// If the configuration cannot be used.
+    pub fn lag_as(&self, user: &str) -> Result<Lag> {
+        let mut config = self.plane.config();
+        config.auth_info.impersonate = Some(user.to_owned());
+        Ok(Lag::over(config)?)
     }
 
     /// Makes the node.
@@ -274,6 +292,51 @@ impl Stage {
                     self.lag
                 )
             }
+        }
+    }
+
+    /// Waits, with the kubelet played, until the node runs this image and has no plan: for an
+    /// operator that makes its passes by itself.
+    ///
+    /// # Errors
+    ///
+    /// If it does not get there within 30 s; the error has the node's status.
+    pub async fn reaches(&self, image: &str) -> Result<()> {
+        let wait = async {
+            loop {
+                let changed = self.changes.notified();
+                self.play_kubelet().await?;
+                let status = self.status().await?;
+                if status.current_image.as_deref() == Some(image) && status.plan.is_none() {
+                    return Ok(());
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, wait).await {
+            Ok(result) => result,
+            Err(_) => bail!("waited {LIMIT:?} for {image}; the node is {:?}", self.node().await?),
+        }
+    }
+
+    /// Waits until there is no node any more.
+    ///
+    /// # Errors
+    ///
+    /// If there still is one after 30 s.
+    pub async fn node_gone(&self) -> Result<()> {
+        let wait = async {
+            loop {
+                let changed = self.changes.notified();
+                if self.api::<SeiNode>().get_opt(NODE).await?.is_none() {
+                    return Ok(());
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(LIMIT, wait).await {
+            Ok(result) => result,
+            Err(_) => bail!("waited {LIMIT:?} for its end; the node is {:?}", self.node().await?),
         }
     }
 
