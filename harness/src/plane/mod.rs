@@ -74,7 +74,17 @@ pub struct Plane {
 pub enum BackendKind {
     /// Child processes of the test.
     Process,
-    /// Containers, through testcontainers; needs a Docker engine.
+    /// Containers, through testcontainers.
+    ///
+    /// Needs a Docker engine that shares this process's loopback, where the ports are published:
+    /// the one that `DOCKER_HOST` names, or else the first of the usual sockets that exists.
+    ///
+    /// The images are the official ones (`registry.k8s.io/kube-apiserver:v1.37.2`, …) if the engine
+    /// has them or can pull them; `LAGGARD_PULL=never` forbids the pull (default `missing`). Else
+    /// they are made, under names below `laggard.local/`, of the binaries that
+    /// [`Process`](Self::Process) would run; only then are those looked for. A binary that its own
+    /// variable names (`TEST_ASSET_KUBE_APISERVER`, …) is always run; `KUBEBUILDER_ASSETS` is no
+    /// such variable.
     Container,
 }
 

@@ -16,6 +16,7 @@ mod engine;
 mod images;
 mod labels;
 mod reaper;
+mod remains;
 mod server;
 
 use std::collections::BTreeMap;
@@ -28,7 +29,6 @@ use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use testcontainers::bollard::models::NetworkCreateRequest;
-use tokio::task::JoinHandle;
 
 pub use engine::{DockerEngine, docker_engine};
 pub(crate) use images::Images;
@@ -41,8 +41,8 @@ use super::pki::EtcdPki;
 use crate::assets::Binary;
 use crate::text::last_lines;
 use engine::{Engine, chain, failed};
-use labels::Labelled;
 use reaper::Reaper;
+use remains::{Making, Remains};
 use server::{Running, Spec};
 
 /// The ports inside; each server has its container to itself.
@@ -62,15 +62,8 @@ const SHOWN_LINES: usize = 12;
 /// A server whose port was not published has ended, or will have by then.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// A container that is just being made is known by then, or left to the reaper.
-const MADE_LIMIT: Duration = Duration::from_secs(10);
-
 /// Dropping a plane blocks no longer than this, and only to save the logs of a failed test.
 const SAVE_LIMIT: Duration = Duration::from_secs(2);
-
-/// Something that the engine's runtime is making. It goes on when it is no longer waited for; so
-/// whoever cleans up must wait for it, or it would appear after the last look.
-type Making<T> = JoinHandle<Result<T, StartErrorKind>>;
 
 /// A plane of containers.
 #[derive(Debug)]
@@ -413,59 +406,6 @@ impl Drop for ContainerBackend {
         match wait.recv_timeout(SAVE_LIMIT) {
             Ok(()) => tracing::warn!(logs = %logs.path().display(), "the plane's logs are kept"),
             Err(_) => tracing::warn!("the plane's logs could not be saved in time"),
-        }
-    }
-}
-
-/// What is to be removed of a plane. It is only ever dropped in the engine's runtime.
-struct Remains {
-    engine: Engine,
-    id: String,
-    network: Option<Making<()>>,
-    containers: BTreeMap<Binary, Running>,
-    starting: FuturesUnordered<Making<(Binary, Running)>>,
-    reaper: Reaper,
-}
-
-impl Remains {
-    /// Removes everything, and returns what could not be.
-    async fn remove(mut self) -> Vec<String> {
-        let docker = self.engine.docker();
-        let mut containers: Vec<_> = self.containers.into_values().collect();
-        let all_made = tokio::time::timeout(MADE_LIMIT, async {
-            if let Some(network) = &mut self.network {
-                let _ = network.await;
-            }
-            while let Some(started) = self.starting.next().await {
-                if let Ok(Ok((_, running))) = started {
-                    containers.push(running);
-                }
-            }
-        })
-        .await
-        .is_ok();
-        futures::future::join_all(containers.into_iter().map(Running::remove)).await;
-        let label = labels::filter(&self.id);
-        let mut left = Labelled::find(docker, &label).await;
-        // First the network; then what somebody else was removing at the same moment.
-        for _ in 0..2 {
-            match &left {
-                Ok(found) if !found.is_empty() => found.remove(docker).await,
-                _ => break,
-            }
-            left = Labelled::find(docker, &label).await;
-        }
-        match left {
-            Ok(left) if left.is_empty() && all_made => {
-                self.reaper.dismiss();
-                Vec::new()
-            }
-            // Dropping the reaper sets it to work.
-            Ok(left) if left.is_empty() => {
-                vec![format!("what the engine is still making under the label {label}")]
-            }
-            Ok(left) => left.names(),
-            Err(error) => vec![format!("what has the label {label}: {}", chain(&error))],
         }
     }
 }

@@ -105,11 +105,25 @@ fn by_command(docker: &Path, address: &str, id: &str) -> io::Result<Afterwards> 
     let arguments = [docker.as_os_str(), OsStr::new(&label)];
     // Its own files, such as the chosen context, must not lead it to another engine: no HOME.
     let mut environment = search_path();
-    environment.push(("DOCKER_HOST".into(), address.into()));
     environment.extend(
         PASSED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))),
     );
+    environment.extend(host_for_command(address));
     Afterwards::watch(&[&command[..], &arguments[..]].concat(), environment)
+}
+
+/// The engine's address as the `docker` command takes it: it knows no `http` and no `https`.
+fn host_for_command(address: &str) -> Vec<(OsString, OsString)> {
+    let (host, tls) = match address.split_once("://") {
+        Some(("http", rest)) => (format!("tcp://{rest}"), false),
+        Some(("https", rest)) => (format!("tcp://{rest}"), true),
+        _ => (address.to_owned(), false),
+    };
+    let mut variables = vec![("DOCKER_HOST".into(), host.into())];
+    if tls {
+        variables.push(("DOCKER_TLS_VERIFY".into(), "1".into()));
+    }
+    variables
 }
 
 /// The file that a command's name stands for.
@@ -299,6 +313,17 @@ mod tests {
         let error = registered.unwrap().unwrap_err().to_string();
         assert!(error.contains("NAK"), "{error}");
         drop(server.await.unwrap());
+    }
+
+    #[test]
+    fn the_command_is_told_the_engine_in_words_that_it_knows() {
+        let told = |address| {
+            let variables = host_for_command(address);
+            variables.into_iter().map(|(_, value)| value.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(told("unix:///a.sock"), ["unix:///a.sock"]);
+        assert_eq!(told("http://localhost:2375"), ["tcp://localhost:2375"]);
+        assert_eq!(told("https://localhost:2376"), ["tcp://localhost:2376", "1"]);
     }
 
     #[test]
