@@ -117,6 +117,17 @@ impl Lifeline {
         *self.exit.borrow()
     }
 
+    /// The exit status, if the child has ended by now: the kernel is asked, since the thread that
+    /// waits may not have come to tell of it.
+    pub(crate) async fn ended_by_now(&self) -> Option<ExitStatus> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match rustix::process::waitid(WaitId::Pid(self.pid), options) {
+            Ok(None) => None,
+            // It has, or is reaped already.
+            Ok(Some(_)) | Err(_) => self.wait().await,
+        }
+    }
+
     /// Waits for the end of the child; returns at once if it has ended.
     pub(crate) async fn wait(&self) -> Option<ExitStatus> {
         let mut exit = self.exit.clone();

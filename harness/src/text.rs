@@ -23,15 +23,17 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
     }
 }
 
-/// The last `lines` lines of a text, each indented by four spaces.
+/// The last `lines` lines of a text, each indented by four spaces, and before them the first one:
+/// etcd says what is wrong with a flag before its long list of those it has.
 pub(crate) fn last_lines(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    if all.is_empty() {
-        return "    (nothing)".to_owned();
+    let Some(first) = all.first() else { return "    (nothing)".to_owned() };
+    let skipped = all.len().saturating_sub(lines);
+    let mut shown: Vec<_> = all[skipped..].iter().map(|line| format!("    {line}")).collect();
+    if skipped > 0 {
+        shown.insert(0, format!("    {first}\n    …"));
     }
-    let indented: Vec<_> =
-        all[all.len().saturating_sub(lines)..].iter().map(|line| format!("    {line}")).collect();
-    indented.join("\n")
+    shown.join("\n")
 }
 
 #[cfg(test)]
@@ -40,7 +42,8 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_are_kept_and_empty_ones_are_not_counted() {
-        assert_eq!(last_lines("a\n\nb\n\nc\n\n", 2), "    b\n    c");
+        assert_eq!(last_lines("a\n\nb\n\nc\n\n", 2), "    a\n    …\n    b\n    c");
+        assert_eq!(last_lines("b\nc\n", 2), "    b\n    c");
         assert_eq!(last_lines("\n", 2), "    (nothing)");
     }
 }

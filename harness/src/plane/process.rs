@@ -214,7 +214,7 @@ impl Backend for ProcessBackend {
         async move {
             let mut ended = Vec::new();
             for (&binary, running) in &self.servers {
-                if let Some(status) = running.lifeline.exited() {
+                if let Some(status) = running.lifeline.ended_by_now().await {
                     ended.push((binary, describe(Some(status))));
                 }
             }

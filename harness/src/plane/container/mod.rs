@@ -367,9 +367,12 @@ impl Backend for ContainerBackend {
 
     fn stop(&mut self) -> BoxFuture<'_, StopFindings> {
         async move {
-            let ended = self.containers.iter();
-            let ended =
-                ended.filter_map(|(&binary, running)| Some((binary, running.exited()?))).collect();
+            let ended = self.containers.iter().map(|(&binary, running)| {
+                let ended = running.ended_by_now();
+                async move { Some((binary, ended.await?)) }
+            });
+            let ended = self.engine().run(futures::future::join_all(ended.collect::<Vec<_>>()));
+            let ended = ended.await.unwrap_or_default().into_iter().flatten().collect();
             if keeps_logs() && self.logs.is_none() {
                 self.keep_logs().await;
             }

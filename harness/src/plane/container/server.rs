@@ -120,6 +120,22 @@ impl Running {
         self.exit.borrow().clone()
     }
 
+    /// How it ended, if it has by now: the engine is asked, since it tells of an end a little late.
+    /// To be polled in the engine's runtime.
+    pub(super) fn ended_by_now(&self) -> impl Future<Output = Option<String>> + Send + 'static {
+        let (docker, id) = (self.docker.clone(), self.id().to_owned());
+        let mut exit = self.exit.clone();
+        async move {
+            if exit.borrow().is_none() {
+                let about = docker.inspect_container(&id, None).await.ok()?;
+                if about.state?.running != Some(false) {
+                    return None;
+                }
+            }
+            exit.wait_for(Option::is_some).await.ok().and_then(|status| status.clone())
+        }
+    }
+
     /// Waits for its end; returns at once if it has ended.
     pub(super) async fn wait(&self) -> String {
         let mut exit = self.exit.clone();

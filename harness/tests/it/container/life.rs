@@ -53,8 +53,6 @@ async fn a_server_that_ended_before_the_stop_is_named() -> Result<()> {
     docker.kill_container(&format!("laggard-{id}-etcd"), None).await?;
     let mut ends = docker.wait_container(&format!("laggard-{id}-etcd"), None);
     let _ = futures::StreamExt::next(&mut ends).await;
-    // The plane's own watch of it is another connection, which has been told at the same time.
-    tokio::time::sleep(Duration::from_millis(500)).await;
     let stopped = plane.stop().await?;
     let etcd = stopped.already_ended.iter().find(|(server, _)| *server == Binary::Etcd);
     let (_, status) = etcd.context("etcd was ended and nobody noticed")?;
