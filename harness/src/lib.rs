@@ -8,6 +8,7 @@ mod lifeline;
 mod manifests;
 pub mod plane;
 mod text;
+pub mod world;
 
 pub use lag::Lag;
 pub use plane::Plane;

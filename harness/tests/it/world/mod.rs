@@ -1,0 +1,3 @@
+//! Worlds on real servers: moments, forks, erasures, and what is left of them.
+
+mod measure;
