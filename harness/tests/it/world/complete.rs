@@ -6,8 +6,8 @@ use serde_json::json;
 use super::stage::{Stage, request, rounds};
 
 on_each_server!(
-    a_list_right_after_a_fork_of_three_objects_is_complete,
-    a_list_right_after_a_fork_of_a_hundred_objects_is_complete,
+    a_list_right_after_a_fork_of_three_objects_is_complete;
+    a_list_right_after_a_fork_of_a_hundred_objects_is_complete
 );
 
 async fn a_list_right_after_a_fork_of_three_objects_is_complete(stage: &Stage) -> Result<()> {

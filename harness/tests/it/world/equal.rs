@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kube::Client;
 use laggard::world::World;
 use serde_json::{Value, json};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use super::operations::{COLLECTIONS, Operation, operations};
 use super::stage::{Stage, request, request_as};
 
-on_each_server!(a_fork_of_any_moment_equals_its_source_and_goes_on_as_it_did);
+on_each_server!(a_fork_of_any_moment_equals_its_source_and_goes_on_as_it_did;);
 
 /// Forks each moment of a world that is made through the API server, past ones included, and does
 /// in the fork what was done in the source after it: after each operation the answer and all
@@ -154,7 +156,7 @@ impl Script {
                 item["metadata"]["resourceVersion"].as_str()?.parse().ok()
             };
             items.sort_by_key(rv);
-            lists.push(json!({ "kind": kind, "items": items }));
+            lists.push(json!({ "kind": kind, "in the order of their revisions": items }));
         }
         let state = self.normal(&json!(lists));
         let (labels, seen) = (self.labels.clone(), self.seen.clone());
@@ -205,6 +207,9 @@ impl Script {
     fn normal(&self, value: &Value) -> Value {
         match value {
             Value::String(text) => {
+                // Secrets are shown in base64.
+                let decoded = STANDARD.decode(text).ok().and_then(|it| String::from_utf8(it).ok());
+                let text = decoded.filter(|it| it.contains("lw-")).unwrap_or(text.clone());
                 let mut text = text.replace(&self.namespace, "<namespace>");
                 for (name, label) in &self.labels {
                     text = text.replace(name, label);
@@ -226,6 +231,12 @@ impl Script {
                         && let Some(entries) = value.as_array_mut()
                     {
                         entries.sort_by_key(ToString::to_string);
+                    }
+                    // Generated names come in any order.
+                    if key == "items"
+                        && let Some(items) = value.as_array_mut()
+                    {
+                        items.sort_by_key(|item| item["metadata"]["name"].to_string());
                     }
                     let Value::String(key) = self.normal(&json!(key)) else { unreachable!() };
                     (key, value)

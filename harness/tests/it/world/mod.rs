@@ -4,11 +4,12 @@
 //! containers. `LAGGARD_WORLD_ROUNDS` says how often what has to hold every time is tried; the
 //! default is right for a change, and a thousand for a night.
 
-/// The same tests on each kind of server.
+/// The same tests on each kind of server; those after the semicolon not in containers, where they
+/// would show the same once more.
 macro_rules! on_each_server {
-    ($($test:ident),* $(,)?) => {
-        on_each_server!(@ cached $($test)*);
-        on_each_server!(@ uncached $($test)*);
+    ($($test:ident),*; $($process:ident),*) => {
+        on_each_server!(@ cached $($test)* $($process)*);
+        on_each_server!(@ uncached $($test)* $($process)*);
         #[cfg(feature = "container")]
         on_each_server!(@ container $($test)*);
     };
@@ -29,6 +30,11 @@ macro_rules! on_each_server {
 
 mod complete;
 mod equal;
+mod gone;
+mod interrupted;
 mod measure;
 mod operations;
+mod refused;
+mod roles;
 mod stage;
+mod watches;
