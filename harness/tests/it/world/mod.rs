@@ -7,11 +7,14 @@
 /// The same tests on each kind of server; those after the semicolon not in containers, where they
 /// would show the same once more.
 macro_rules! on_each_server {
-    ($($test:ident),*; $($process:ident),*) => {
-        on_each_server!(@ cached $($test)* $($process)*);
-        on_each_server!(@ uncached $($test)* $($process)*);
+    ($($test:ident),+; $($process:ident),*) => {
+        on_each_server!(; $($test,)+ $($process),*);
         #[cfg(feature = "container")]
-        on_each_server!(@ container $($test)*);
+        on_each_server!(@ container $($test)+);
+    };
+    (; $($process:ident),* $(,)?) => {
+        on_each_server!(@ cached $($process)*);
+        on_each_server!(@ uncached $($process)*);
     };
     (@ $server:ident $($test:ident)*) => {
         mod $server {
