@@ -53,6 +53,7 @@ use crate::connect::{Connector, Upstream};
 mod answers;
 mod engine;
 mod error;
+mod fence;
 mod filter;
 mod flips;
 mod layer;
@@ -71,6 +72,7 @@ mod tests;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
     error::{StreamError, StreamErrorKind},
+    fence::FenceError,
     released::Released,
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
@@ -136,6 +138,22 @@ impl Lag {
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         self.engine.set_deadline(deadline);
+        self
+    }
+
+    /// Whether the reply to a write waits for the event of that write; it does unless this says `false`,
+    /// for all handles on it.
+    ///
+    /// A fenced reply is handed back once every open stream that must show the write has *received* its event,
+    /// held or not. So [`behind`](StreamSelector::behind) is exact right after a write of these clients. A
+    /// write that changed nothing does not wait; a deletion waits for that of the object with its UID.
+    /// Writes of other clients, and events of other writes on their way, are not waited for.
+    ///
+    /// If the event does not arrive within the deadline, the request fails with a [`FenceError`] in a
+    /// [`kube::Error::Service`], though the write has taken effect.
+    #[must_use]
+    pub fn with_fences(self, fences: bool) -> Self {
+        self.engine.set_fences(fences);
         self
     }
 

@@ -1,7 +1,10 @@
 //! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
     time::Duration,
 };
@@ -30,6 +33,7 @@ pub(super) struct Engine {
     registry: Mutex<Registry>,
     changes: watch::Sender<u64>,
     deadline: Mutex<Duration>,
+    fences: AtomicBool,
     pub(super) recorder: Recorder,
     pub(super) rules: Arc<Rules>,
 }
@@ -73,6 +77,7 @@ impl Engine {
             registry: Mutex::default(),
             changes: watch::Sender::new(0),
             deadline: Mutex::new(deadline),
+            fences: AtomicBool::new(true),
             recorder: Recorder::new(),
             rules: Arc::default(),
         }
@@ -84,6 +89,14 @@ impl Engine {
 
     pub(super) fn set_deadline(&self, deadline: Duration) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    pub(super) fn fences(&self) -> bool {
+        self.fences.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_fences(&self, fences: bool) {
+        self.fences.store(fences, Ordering::SeqCst);
     }
 
     /// Reads the registry.

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{
-    HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
 };
 use http_body::Frame;
@@ -21,6 +21,7 @@ use tower::{BoxError, Service, ServiceExt};
 use super::{
     answers::{Answer, Applied, Effect},
     engine::{Engine, Opening},
+    fence::{self, Looker},
     flips,
     model::{AnsweredBy, Identity, Outcome, Verb},
     streams::Start,
@@ -108,8 +109,13 @@ impl Serving {
             }
             Effect::Answer(Answer::BrokenConnection) => self.break_connection(),
             Effect::Answer(Answer::LostReply) => {
-                // Whatever the server says is lost, a refusal as well.
-                let _ = self.upstream.clone().oneshot(request).await;
+                // Whatever the server says is lost, a refusal as well; what it has done is fenced all the same.
+                let headers = request.headers().clone();
+                let Ok(reply) = self.upstream.clone().oneshot(request).await else {
+                    return self.break_connection();
+                };
+                let (reply, value) = self.read(reply).await?;
+                self.fence(headers, reply.status(), value.as_ref()).await?;
                 self.break_connection()
             }
         }
@@ -129,6 +135,7 @@ impl Serving {
 
     /// A request with one reply.
     async fn exchange(self, request: Request<Body>, identity: Option<Identity>) -> Reply {
+        let headers = request.headers().clone();
         let reply = self.send(request).await?;
         let (reply, value) = self.read(reply).await?;
         if let (Some(identity), StatusCode::OK, Some(value)) = (identity, reply.status(), &value) {
@@ -136,8 +143,24 @@ impl Serving {
             self.engine.change(|registry| registry.listed(&identity, page, value));
         }
         self.ticket.answered(value.as_ref());
+        self.fence(headers, reply.status(), value.as_ref()).await?;
         self.ticket.finish(Outcome::Status(reply.status().as_u16()));
         Ok(reply)
+    }
+
+    /// Waits until the streams have received what a write has done.
+    async fn fence(
+        &self,
+        headers: HeaderMap,
+        status: StatusCode,
+        reply: Option<&Value>,
+    ) -> Result<(), BoxError> {
+        let looker = Looker { upstream: self.upstream.clone(), headers };
+        let passed = fence::pass(&self.engine, &looker, &self.asked, status, reply).await;
+        passed.map_err(|error| {
+            self.ticket.finish(Outcome::Failed(error.to_string()));
+            error.into()
+        })
     }
 
     /// A watch of which the client gets what its stream lets pass.

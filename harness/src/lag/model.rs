@@ -1,6 +1,7 @@
 //! What a stream has received and shown, and what was asked, as plain data: no I/O, no clock, no async.
 
 mod choice;
+mod fields;
 mod log;
 mod request;
 mod run;
@@ -13,6 +14,7 @@ pub use self::{
         Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
         Point, PointId,
     },
+    fields::{FieldSelector, ParseFieldSelectorError},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{

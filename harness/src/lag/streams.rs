@@ -14,10 +14,14 @@ use super::{
     wire,
 };
 
+mod feed;
 mod gate;
 mod look;
 
-pub(super) use self::look::Carried;
+pub(super) use self::{
+    feed::{Expected, Met},
+    look::Carried,
+};
 
 /// One stream of a client, over all the watches in which it continues.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 mod answering;
 mod controllers;
+mod fencing;
 mod gate;
 mod recording;
 mod resuming;
