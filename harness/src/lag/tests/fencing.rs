@@ -140,9 +140,12 @@ async fn an_event_that_does_not_come_fails_the_request_and_says_which() {
         assert!(text.contains(&part), "{part:?} in {text}");
     }
     assert!(lag.requests().to_string().contains("failed"), "{}", lag.requests());
+    fixture.server.flow();
+    lag.stream::<ConfigMap>().shown(&version).await.unwrap();
+    fixture.server.stall();
     let error = maps.delete("a", &DeleteParams::default()).await.unwrap_err();
     let text = format!("{error:?}");
-    assert!(text.contains("rv") || text.contains("deletion of demo/a"), "{text}");
+    assert!(text.contains("the deletion of demo/a (uid uid-1) in"), "{text}");
 }
 
 #[tokio::test]
