@@ -61,6 +61,7 @@ mod flips;
 mod layer;
 pub mod model;
 mod released;
+mod relist;
 mod requests;
 mod selector;
 mod streams;

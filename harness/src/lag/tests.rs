@@ -6,6 +6,7 @@ mod controllers;
 mod fencing;
 mod gate;
 mod recording;
+mod relisting;
 mod resuming;
 mod selecting;
 mod server;
