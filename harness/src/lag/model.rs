@@ -1,7 +1,9 @@
 //! What a stream has received and shown, and what was asked, as plain data: no I/O, no clock, no async.
 
 mod choice;
+mod legal;
 mod log;
+mod menu;
 mod request;
 mod run;
 mod selector;
@@ -13,7 +15,9 @@ pub use self::{
         Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
         Point, PointId,
     },
+    legal::{Axiom, Illegal, check},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
+    menu::{Offer, answers_at, deliveries, moves_at},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
