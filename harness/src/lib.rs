@@ -3,6 +3,7 @@
 
 pub mod assets;
 mod connect;
+pub mod explore;
 pub mod lag;
 mod lifeline;
 mod manifests;

@@ -2,7 +2,9 @@
 
 mod choice;
 mod fields;
+mod legal;
 mod log;
+mod menu;
 mod request;
 mod run;
 mod selector;
@@ -15,7 +17,9 @@ pub use self::{
         Point, PointId,
     },
     fields::{FieldSelector, ParseFieldSelectorError},
+    legal::{Axiom, Illegal, check},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
+    menu::{Offer, answers_at, deliveries, moves_at},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
