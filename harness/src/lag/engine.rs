@@ -16,8 +16,10 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     answers::Rules,
     boundary::Schedule,
+    cache::Reads,
     filter::Filter,
     model::{Identity, ListVersion, Representation, StreamDescription},
+    passes::Known,
     requests::Recorder,
     streams::{List, Replay, Start, Stream},
     wire,
@@ -39,6 +41,7 @@ pub(super) struct Engine {
     pub(super) recorder: Recorder,
     pub(super) rules: Arc<Rules>,
     pub(super) schedule: Schedule,
+    pub(super) reads: Reads,
 }
 
 /// The streams and what decides about those to come.
@@ -51,6 +54,7 @@ pub(super) struct Registry {
     triggers: Vec<Filter>,
     /// The numbers of the requests whose replies have not been handed back.
     in_flight: BTreeSet<u64>,
+    pub(super) passes: Known,
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
 }
@@ -90,6 +94,7 @@ impl Engine {
             recorder: Recorder::new(),
             rules: Arc::default(),
             schedule: Schedule::default(),
+            reads: Reads::default(),
         }
     }
 

@@ -18,6 +18,7 @@ mod feed;
 mod gate;
 mod look;
 mod past;
+mod readable;
 
 pub(super) use self::{
     feed::{Expected, Met},
@@ -50,6 +51,8 @@ pub(super) struct Stream {
     read: usize,
     /// Whether the initial list has been handed over as a whole.
     ready: bool,
+    /// The position of that view.
+    position_before: usize,
     /// What the store shows until then: the last view of the incarnation before this one.
     before: BTreeMap<ObjectKey, Value>,
     gate: Gate,
@@ -166,6 +169,7 @@ impl Stream {
             shown_before: 0,
             read: 0,
             ready: false,
+            position_before: 0,
             before: BTreeMap::new(),
             gate: if held { Gate::Held { up_to: 0 } } else { Gate::Open },
             body: BodyState::Opening,
@@ -182,6 +186,10 @@ impl Stream {
 
     /// Starts a new incarnation: the client has listed again.
     pub(super) fn begin(&mut self, start: Start) {
+        // An incarnation that never was ready has shown nothing of its own.
+        if self.ready {
+            self.position_before = self.position();
+        }
         self.before = self.objects();
         self.archive();
         self.incarnation += 1;

@@ -2,6 +2,7 @@
 
 mod answering;
 mod boundaries;
+mod caching;
 mod controllers;
 mod fencing;
 mod gate;
