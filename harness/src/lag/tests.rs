@@ -6,6 +6,7 @@ mod caching;
 mod controllers;
 mod fencing;
 mod gate;
+mod hazards;
 mod recording;
 mod relisting;
 mod resuming;
