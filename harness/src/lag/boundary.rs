@@ -110,7 +110,10 @@ impl Schedule {
     }
 
     /// Asks the scheduler, if one is set.
-    pub(super) fn ask<T>(&self, ask: impl FnOnce(&mut (dyn Scheduler + 'static)) -> T) -> Option<T> {
+    pub(super) fn ask<T>(
+        &self,
+        ask: impl FnOnce(&mut (dyn Scheduler + 'static)) -> T,
+    ) -> Option<T> {
         self.lock().scheduler.as_deref_mut().map(ask)
     }
 

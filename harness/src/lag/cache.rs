@@ -186,7 +186,8 @@ where
         let taken = match &menu[..] {
             [_] => 0,
             several => {
-                let reads: Vec<CachedRead> = several.iter().map(|answer| answer.read.clone()).collect();
+                let reads: Vec<CachedRead> =
+                    several.iter().map(|answer| answer.read.clone()).collect();
                 let stream = self.engine.look(|registry| registry.streams[self.stream].describe());
                 // Nobody to ask: what the store shows.
                 let oldest = several.iter().enumerate().min_by_key(|(_, a)| a.read.position);
@@ -362,7 +363,10 @@ impl fmt::Display for ReadLog {
                 .iter()
                 .map(|seen| match seen.generation {
                     Some(generation) => {
-                        format!("{} rv {} (generation {generation})", seen.key, seen.resource_version)
+                        format!(
+                            "{} rv {} (generation {generation})",
+                            seen.key, seen.resource_version
+                        )
                     }
                     None => format!("{} rv {}", seen.key, seen.resource_version),
                 })

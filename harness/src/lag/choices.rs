@@ -91,9 +91,10 @@ impl<C: Chooser> Choices<C> {
             _ => "",
         };
         let name = format!("{}{form}", identity.qualified_resource());
-        let same = self.subjects.values().filter(|subject| {
-            subject.split('#').next() == Some(name.as_str())
-        });
+        let same = self
+            .subjects
+            .values()
+            .filter(|subject| subject.split('#').next() == Some(name.as_str()));
         let subject = match same.count() {
             0 => name,
             others => format!("{name}#{}", others + 1),

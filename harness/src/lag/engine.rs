@@ -240,10 +240,13 @@ impl Registry {
             .streams
             .iter()
             .position(|stream| same(stream) && stream.continues_at(resource_version));
-        if let Some(index) = exact {
+        let known = self.known_list(identity, resource_version);
+        // A client that dropped its watch and then listed has begun anew, also where nothing has changed since.
+        let restarted = |index: usize| known.is_some() && self.streams[index].is_abandoned();
+        if let Some(index) = exact.filter(|index| !restarted(*index)) {
             return self.continuation(index, resource_version);
         }
-        if let Some(known) = self.known_list(identity, resource_version) {
+        if let Some(known) = known {
             let list = Arc::clone(&self.lists[known].list);
             let replay = list.chosen.then(|| self.replay(identity, resource_version)).flatten();
             return Opening::Begin(Start::Listed { list }, replay);
@@ -446,6 +449,21 @@ mod tests {
                 Opening::Begin(..) | Opening::Gone => panic!("{version} is known"),
             }
         }
+    }
+
+    #[test]
+    fn a_client_that_lists_after_it_has_dropped_its_watch_begins_anew() {
+        let mut registry = Registry::default();
+        let index = closed_stream(&mut registry, &[11]);
+        registry.streams[index].body_dropped(1);
+        let begins = |registry: &mut Registry| {
+            matches!(registry.opening(&identity(), "11", false), Opening::Begin(..))
+        };
+        assert!(!begins(&mut registry), "without a list it goes on");
+        let list =
+            json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "11"}});
+        registry.listed(&identity(), None, &list, ListVersion::Consistent, false);
+        assert!(begins(&mut registry));
     }
 
     #[test]

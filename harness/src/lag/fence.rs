@@ -171,9 +171,8 @@ fn expectation(target: &Target, key: ObjectKey, object: &Value, whole: bool) -> 
 ///
 /// A grace period that is not over keeps it, and a namespace is kept by the finalizers of its spec.
 fn is_removed(target: &Target, object: &Value) -> bool {
-    let empty = |pointer: &str| {
-        object.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty)
-    };
+    let empty =
+        |pointer: &str| object.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty);
     object.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null())
         && empty("/metadata/finalizers")
         && object
@@ -207,7 +206,8 @@ fn object_target(asked: &Asked) -> Target {
 fn is_dry_run(asked: &Asked) -> bool {
     let in_body = || {
         let body = asked.body.as_ref()?.get("dryRun")?.as_array()?;
-        (asked.verb == Verb::Delete || asked.verb == Verb::DeleteCollection).then_some(!body.is_empty())
+        (asked.verb == Verb::Delete || asked.verb == Verb::DeleteCollection)
+            .then_some(!body.is_empty())
     };
     asked.parameter("dryRun").is_some() || in_body().unwrap_or(false)
 }
@@ -221,7 +221,8 @@ struct Look<'a> {
 
 impl Look<'_> {
     async fn object(&self, key: &ObjectKey) -> Result<Expected, FenceError> {
-        let path = format!("{}/{}", collection_path(self.target, key.namespace.as_deref()), key.name);
+        let path =
+            format!("{}/{}", collection_path(self.target, key.namespace.as_deref()), key.name);
         Ok(match self.read(&path).await? {
             Some(object) => expectation(self.target, key.clone(), &object, true)
                 .ok_or_else(|| self.failure(&path, "the reply has no resource version"))?,
@@ -240,12 +241,14 @@ impl Look<'_> {
         let list = self.read(&path).await?.unwrap_or_default();
         let items = list.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
         let left = |key: &ObjectKey, uid: &Option<String>| {
-            items.iter().find(|item| {
-                ObjectKey::of(item).as_ref() == Some(key) && self::uid(item) == *uid
-            })
+            items
+                .iter()
+                .find(|item| ObjectKey::of(item).as_ref() == Some(key) && self::uid(item) == *uid)
         };
         let expected = deleted.into_iter().map(|(key, uid)| {
-            match left(&key, &uid).and_then(|item| expectation(self.target, key.clone(), item, true)) {
+            match left(&key, &uid)
+                .and_then(|item| expectation(self.target, key.clone(), item, true))
+            {
                 Some(expected) => expected,
                 None => Expected::Gone { key, uid },
             }

@@ -293,7 +293,8 @@ impl Serving {
         });
         drop(claim);
         for line in before.map(|replay| replay.lines).into_iter().flatten() {
-            self.engine.change_and_wake(|registry| ((), registry.streams[stream].receive(epoch, line)));
+            self.engine
+                .change_and_wake(|registry| ((), registry.streams[stream].receive(epoch, line)));
         }
         let engine = Arc::clone(&self.engine);
         let upstream = self.upstream.clone();

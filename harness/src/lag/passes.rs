@@ -153,7 +153,11 @@ impl Passes {
                 passes.ended
             )
         });
-        PassError { attempt: format!("{attempt} of {key:?}"), problem: problem.to_owned(), evidence }
+        PassError {
+            attempt: format!("{attempt} of {key:?}"),
+            problem: problem.to_owned(),
+            evidence,
+        }
     }
 }
 

@@ -82,7 +82,11 @@ impl<K> StreamSelector<K> {
         let start = self.engine.look(|registry| {
             registry.streams[index].initial_resource_version() == resource_version
         });
-        if start { Ok(()) } else { Err(self.failure(&attempt, StreamErrorKind::IllegalStart, index)) }
+        if start {
+            Ok(())
+        } else {
+            Err(self.failure(&attempt, StreamErrorKind::IllegalStart, index))
+        }
     }
 
     /// The next initial list of a stream that matches shows the state at that resource version, whoever makes it

@@ -295,7 +295,11 @@ impl<K> StreamSelector<K> {
     }
 
     /// The one stream that matches, once there is one.
-    pub(super) async fn find(&self, attempt: &str, deadline: Instant) -> Result<usize, StreamError> {
+    pub(super) async fn find(
+        &self,
+        attempt: &str,
+        deadline: Instant,
+    ) -> Result<usize, StreamError> {
         let chosen = |registry: &Registry| {
             Some(self.filter.choose(&registry.streams)).filter(|chosen| !chosen.is_empty())
         };
@@ -322,7 +326,11 @@ impl<K> StreamSelector<K> {
         }
     }
 
-    pub(super) fn look<T>(&self, attempt: &str, look: impl FnOnce(&Stream) -> T) -> Result<T, StreamError> {
+    pub(super) fn look<T>(
+        &self,
+        attempt: &str,
+        look: impl FnOnce(&Stream) -> T,
+    ) -> Result<T, StreamError> {
         let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
         let index = self.only(attempt, &chosen)?;
         Ok(self.engine.look(|registry| look(&registry.streams[index])))
@@ -404,7 +412,12 @@ impl<K> StreamSelector<K> {
         StreamError::new(attempt, &self.filter, StreamErrorKind::NoStream, streams)
     }
 
-    pub(super) fn failure(&self, attempt: &str, kind: StreamErrorKind, index: usize) -> StreamError {
+    pub(super) fn failure(
+        &self,
+        attempt: &str,
+        kind: StreamErrorKind,
+        index: usize,
+    ) -> StreamError {
         let waited = match kind {
             StreamErrorKind::NothingHeld
             | StreamErrorKind::NotReceived
@@ -428,7 +441,11 @@ impl<K> StreamSelector<K> {
         })
     }
 
-    pub(super) fn check_number(&self, attempt: &str, resource_version: &str) -> Result<(), StreamError> {
+    pub(super) fn check_number(
+        &self,
+        attempt: &str,
+        resource_version: &str,
+    ) -> Result<(), StreamError> {
         match compare_resource_versions(resource_version, "0") {
             Some(_) => Ok(()),
             None => Err(StreamError::new(attempt, &self.filter, StreamErrorKind::NoNumber, "")),

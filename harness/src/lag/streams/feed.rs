@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use super::{
     super::{
-        model::{
-            FieldSelector, Identity, LabelSelector, ObjectKey, compare_resource_versions,
-        },
+        model::{FieldSelector, Identity, LabelSelector, ObjectKey, compare_resource_versions},
         wire::{self, Target},
     },
     BodyState, Gate, Stream, Upstream,

@@ -116,8 +116,8 @@ impl Stream {
     /// The end of the next `count` events or errors that have not been handed on, counted in frames.
     pub(in crate::lag) fn end_of_waiting(&self, count: usize) -> Option<usize> {
         let waiting = self.frames.get(self.handed..)?.iter().enumerate();
-        let mut stops = waiting
-            .filter(|(_, frame)| matches!(frame.kind, FrameKind::Event | FrameKind::Error));
+        let mut stops =
+            waiting.filter(|(_, frame)| matches!(frame.kind, FrameKind::Event | FrameKind::Error));
         stops.nth(count.checked_sub(1)?).map(|(index, _)| self.handed + index + 1)
     }
 

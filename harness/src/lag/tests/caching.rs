@@ -179,13 +179,20 @@ async fn two_reads_between_two_replies_may_straddle_an_event_and_never_go_back()
     .await;
     let sequences: BTreeSet<Vec<String>> = outcomes.values().cloned().collect();
     let legal = [
-        ["", "", ""], ["", "", "1"], ["", "", "2"],
-        ["", "1", "1"], ["", "1", "2"],
-        ["1", "1", "1"], ["1", "1", "2"],
+        ["", "", ""],
+        ["", "", "1"],
+        ["", "", "2"],
+        ["", "1", "1"],
+        ["", "1", "2"],
+        ["1", "1", "1"],
+        ["1", "1", "2"],
     ];
     assert_eq!(sequences, legal.map(|s| s.map(str::to_owned).to_vec()).into());
     assert_eq!(outcomes.len(), legal.len(), "one run for each: {outcomes:#?}");
-    assert!(outcomes.contains_key("configmaps/a@r1:-1,configmaps/a@r2:-1,configmaps/a@r3:-2"), "{outcomes:#?}");
+    assert!(
+        outcomes.contains_key("configmaps/a@r1:-1,configmaps/a@r2:-1,configmaps/a@r3:-2"),
+        "{outcomes:#?}"
+    );
 }
 
 #[tokio::test]
@@ -197,10 +204,7 @@ async fn only_distinct_answers_branch_and_the_least_advanced_one_stands_for_them
         }
         let version = fixture.put("a", "1");
         fixture.lag.stream::<ConfigMap>().received(&version).await.unwrap();
-        vec![
-            value(cache.get(&name("a"))).unwrap_or_default(),
-            cache.len().to_string(),
-        ]
+        vec![value(cache.get(&name("a"))).unwrap_or_default(), cache.len().to_string()]
     })
     .await;
     // Without "a" the other five may be there or not, one by one; with it they all are.

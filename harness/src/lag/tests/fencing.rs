@@ -115,7 +115,9 @@ async fn a_write_that_changes_nothing_waits_for_nothing() {
     // Neither do writes that are only tried.
     let dry = PatchParams { dry_run: true, ..params };
     within(maps.patch("a", &dry, &merge(data("2")))).await.unwrap();
-    within(maps.delete("a", &DeleteParams { dry_run: true, ..DeleteParams::default() })).await.unwrap();
+    within(maps.delete("a", &DeleteParams { dry_run: true, ..DeleteParams::default() }))
+        .await
+        .unwrap();
     let nothing_there = within(maps.delete("b", &DeleteParams::default())).await;
     assert!(matches!(nothing_there, Err(Error::Api(_))));
     assert_eq!(fixture.lag.stream::<ConfigMap>().behind().unwrap(), 1);
@@ -133,7 +135,8 @@ async fn an_event_that_does_not_come_fails_the_request_and_says_which() {
     let text = error.to_string();
     let version = fixture.server.revision();
     for part in [
-        "failed to hand back the reply to patch (merge) /api/v1/namespaces/demo/configmaps/a".to_owned(),
+        "failed to hand back the reply to patch (merge) /api/v1/namespaces/demo/configmaps/a"
+            .to_owned(),
         "within 100ms".to_owned(),
         format!("\n  demo/a at rv {version} in configmaps (v1) in namespace \"demo\""),
     ] {
@@ -234,7 +237,11 @@ async fn replies_without_a_version_are_fenced_by_what_the_server_has() {
     assert!(waits_for_its_event(&server, &lag, delete_all).await);
     // Two deletions, and one mark that a finalizer turns into an update.
     assert_eq!(stream.behind().unwrap(), 5);
-    assert_eq!(lag.requests().count(&Requests::get::<Pod>()), 0, "the engine's own looks are not recorded");
+    assert_eq!(
+        lag.requests().count(&Requests::get::<Pod>()),
+        0,
+        "the engine's own looks are not recorded"
+    );
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 //! A test that goes red after an update of kube says that a trap is gone, or has moved.
 
 use std::{
-    sync::{Arc, atomic::{AtomicU32, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 

@@ -204,8 +204,7 @@ async fn a_client_that_has_gone_cannot_be_made_to_list() {
 #[tokio::test]
 async fn a_client_that_does_not_list_is_an_error_and_not_a_hang() {
     let server = Server::new();
-    let lag =
-        Lag::over_service(server.clone(), NAMESPACE).with_deadline(Duration::from_millis(50));
+    let lag = Lag::over_service(server.clone(), NAMESPACE).with_deadline(Duration::from_millis(50));
     let maps: Api<ConfigMap> = Api::namespaced(lag.client(), NAMESPACE);
     // Takes its watch and never looks at it.
     let watch = maps.watch(&kube::core::params::WatchParams::default(), "100").await.unwrap();

@@ -365,7 +365,11 @@ impl State {
         match u64::try_from(asked).unwrap() {
             0 => Ok(self.any_state.unwrap_or(self.revision)),
             exact if query.is("resourceVersionMatch", "Exact") => {
-                if exact < self.oldest { Err(StatusCode::GONE) } else { Ok(exact) }
+                if exact < self.oldest {
+                    Err(StatusCode::GONE)
+                } else {
+                    Ok(exact)
+                }
             }
             _ => Ok(self.revision),
         }
