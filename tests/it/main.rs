@@ -6,6 +6,7 @@ mod deletion;
 mod errors;
 mod flips;
 mod kill;
+mod plans;
 mod resource;
 mod rollout;
 mod scenarios;

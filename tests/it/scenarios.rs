@@ -26,6 +26,12 @@ pub(crate) async fn s1_lag_cannot_complete_a_rollout(stage: &Stage) -> Result<()
     stage.pass().await?;
     stage.cache_is_behind().await?;
 
+    let requests = stage.lag.requests();
+    let reads = requests.matching(&Requests::get::<StatefulSet>());
+    ensure!(
+        reads.len() == 2 && reads.iter().all(|read| read.resource_version_asked.is_none()),
+        "a GET at a resource version may be answered from the API server's own cache\n{reads}"
+    );
     let status = stage.status().await?;
     let replace = stage.task("replace-pod").await?;
     stage.claim(!is_complete(&replace), "replace-pod must be Pending after this pass")?;

@@ -236,7 +236,21 @@ impl Stage {
             let version = node.resource_version().context("a node without resource version")?;
             self.lag.stream::<SeiNode>().shown(&version).await?;
         }
-        Ok(controller::pass(&self.context, &self.namespace, NODE).await?)
+        self.pass_as_cached().await
+    }
+
+    /// One pass of the operator over the node as its cache shows it, however old that is.
+    ///
+    /// # Errors
+    ///
+    /// What the pass returns; and if it wrote the status more than once (S12).
+    pub async fn pass_as_cached(&self) -> Result<Action> {
+        let begin = self.lag.mark();
+        let result = controller::pass(&self.context, &self.namespace, NODE).await;
+        let writes = Requests::patch::<SeiNode>().subresource("status");
+        let requests = self.lag.requests_since(begin);
+        ensure!(requests.count(&writes) <= 1, "more than one status patch in a pass\n{requests}");
+        Ok(result?)
     }
 
     /// Passes until the node runs the image it asks for and has no plan, with the kubelet played.
