@@ -23,13 +23,7 @@ async fn s9_a_change_under_way_is_neither_hidden_nor_lost(#[case] after: &str) -
     stage.pass().await?; // applies, and waits in replace-pod
     if after == "replace-pod" {
         stage.resume().await?;
-        let replaced = |node: &SeiNode| {
-            let plan = node.status_or_default().plan;
-            plan.is_some_and(|plan| {
-                plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-            })
-        };
-        stage.passes_until("replace-pod to be complete", replaced, Kubelet::Absent).await?;
+        stage.replace_pod().await?;
     }
     ensure!(is_complete(&stage.task(after).await?));
     stage.set_image("v3").await?;

@@ -219,6 +219,35 @@ impl Stage {
         Ok(self.plane.resume_controllers().await?)
     }
 
+    /// Asks for another image with the StatefulSet controller paused, and passes until the plan has
+    /// applied it and waits in replace-pod.
+    ///
+    /// # Errors
+    ///
+    /// If a pass fails.
+    pub async fn apply_paused(&self, image: &str) -> Result<()> {
+        self.pause().await?;
+        self.set_image(image).await?;
+        self.pass().await?; // writes the plan down
+        self.pass().await?;
+        Ok(())
+    }
+
+    /// Passes until replace-pod is complete, with nobody who starts the new pod.
+    ///
+    /// # Errors
+    ///
+    /// As [`passes_until`](Self::passes_until).
+    pub async fn replace_pod(&self) -> Result<()> {
+        let replaced = |node: &SeiNode| {
+            let plan = node.status_or_default().plan;
+            plan.is_some_and(|plan| {
+                plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
+            })
+        };
+        self.passes_until("replace-pod to be complete", replaced, Kubelet::Absent).await
+    }
+
     /// Moves the operator's clock ahead.
     pub fn advance(&self, by: Duration) {
         let seconds = i64::try_from(by.as_secs()).unwrap_or(i64::MAX);

@@ -229,9 +229,8 @@ impl PlaneBuilder {
     }
 
     fn wanted(&self) -> Wanted {
-        let from_environment = || {
-            std::env::var("LAGGARD_KUBERNETES").ok().filter(|version| !version.is_empty())
-        };
+        let from_environment =
+            || std::env::var("LAGGARD_KUBERNETES").ok().filter(|version| !version.is_empty());
         let mut wanted = match self.kubernetes.clone().or_else(from_environment) {
             Some(version) => Wanted::kubernetes(version),
             None => Wanted::newest(),
