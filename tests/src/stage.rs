@@ -86,7 +86,10 @@ impl Stage {
         trace();
         let plane = Plane::builder()
             .backend(backend)
-            .controllers([Controller::StatefulSet])
+            // The collector, too: on its resume the StatefulSet controller may hear that a pod is gone
+            // before it hears that its set is, and make a pod for a set that is no more. Nobody
+            // else removes that, and the next set of the name could not make its own.
+            .controllers([Controller::StatefulSet, Controller::GarbageCollector])
             .crds([SeiNode::crd()])
             .start()
             .await?;
@@ -481,21 +484,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Deletes the StatefulSet from outside, and the pod that it leaves behind: without a garbage
-    /// collector nobody else does.
+    /// Deletes the StatefulSet from outside. What it leaves behind is for the garbage collector.
     ///
     /// # Errors
     ///
     /// If the API server refuses it.
     pub async fn delete_set(&self) -> Result<()> {
-        self.api::<StatefulSet>().delete(NODE, &DeleteParams::default()).await?;
-        let name = format!("{NODE}-0");
-        match self.api::<Pod>().delete(&name, &DeleteParams::default()).await {
-            Err(error) if !matches!(&error, kube::Error::Api(status) if status.code == 404) => {
-                Err(error.into())
-            }
-            _ => Ok(()),
-        }
+        self.api::<StatefulSet>().delete(NODE, &DeleteParams::background()).await?;
+        Ok(())
     }
 
     /// The true node.
