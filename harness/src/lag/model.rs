@@ -1,13 +1,29 @@
 //! What a stream has received and shown, and what was asked, as plain data: no I/O, no clock, no async.
 
+mod choice;
 mod log;
 mod request;
+mod run;
 mod selector;
 mod stream;
+mod verdict;
 
 pub use self::{
+    choice::{
+        Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
+        Point, PointId,
+    },
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
+    run::{
+        Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
+        ListVersion, PassStart, Query, Reference, Release, RequestStep, Role, Run, Seen,
+        ShownEvent, Site, Source, Step, StreamRecord, Trigger, Violation,
+    },
     selector::{LabelSelector, ParseSelectorError},
     stream::{Connection, Identity, Representation, StreamDescription},
+    verdict::{
+        Bound, Bounds, Certificate, CertifiedView, Completeness, Ended, Finding, HeldEvent, Needs,
+        Repair, Shard, ShardError, Verdict,
+    },
 };

@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What one incarnation of a stream has received: the initial list, then the events in their order.
@@ -151,7 +152,8 @@ impl Event {
 }
 
 /// What an event says about its object.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Change {
     /// It was created, or began to match the selectors.
@@ -173,7 +175,7 @@ impl fmt::Display for Change {
 }
 
 /// Names an object within one resource.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ObjectKey {
     /// `None` for objects of cluster-scoped resources.
     pub namespace: Option<String>,
