@@ -70,6 +70,7 @@ pub mod lag;
 mod lifeline;
 mod manifests;
 pub mod plane;
+pub mod report;
 mod text;
 
 pub use lag::Lag;
