@@ -14,6 +14,11 @@ const COLUMN: usize = 64;
 const LANE: usize = 46;
 const TOP: usize = 58;
 const CAPTION_ROW: usize = 18;
+/// No character of the font is wider, in any common monospace font of 12 px.
+const CHARACTER: usize = 8;
+
+const LEGEND: &str = "■ write  △ live read  ○ cached read  ◇ stale read  ▷ release  ⬠ other actor  \
+    ✕ violation; hatched: the stream is behind; shown/committed";
 
 const STYLE: &str = "\
   .timeline { --ink: #1b1f24; --soft: #6a737d; --paper: #ffffff; --line: #0b5cad; --bad: #8a3800; }
@@ -37,7 +42,10 @@ pub fn svg(run: &Run) -> String {
     let lines = lines(run);
     let standings = standings(run);
     let lanes = run.streams.len();
-    let width = LEFT + COLUMN * lines.len().max(1) + 40;
+    // The captions are as wide as they are, however few the steps.
+    let longest = lines.iter().map(|line| caption(line).chars().count()).max().unwrap_or(0);
+    let words = longest.max(LEGEND.chars().count()) * CHARACTER + 24;
+    let width = (LEFT + COLUMN * lines.len() + 40).max(words);
     let code = TOP + LANE * (lanes + 1);
     let captions = code + LANE;
     let height = captions + CAPTION_ROW * (lines.len() + 3);
@@ -121,8 +129,7 @@ pub fn svg(run: &Run) -> String {
     }
     let _ = write!(
         out,
-        "<text class=\"soft\" x=\"12\" y=\"{}\">■ write  △ live read  ○ cached read  ◇ stale read  ▷ release  \
-         ⬠ other actor  ✕ violation; hatched: the stream is behind, shown/committed</text>\n</svg>",
+        "<text class=\"soft\" x=\"12\" y=\"{}\">{LEGEND}</text>\n</svg>",
         captions + CAPTION_ROW * (lines.len() + 2)
     );
     out
