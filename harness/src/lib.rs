@@ -66,6 +66,7 @@
 
 pub mod assets;
 mod connect;
+pub mod explore;
 pub mod lag;
 mod lifeline;
 mod manifests;
