@@ -8,6 +8,7 @@ mod request;
 mod run;
 mod selector;
 mod stream;
+mod trace;
 mod verdict;
 
 pub use self::{
@@ -15,7 +16,7 @@ pub use self::{
         Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
         Point, PointId,
     },
-    legal::{Axiom, Illegal, check},
+    legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
     menu::{Offer, answers_at, deliveries, moves_at},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
@@ -26,6 +27,7 @@ pub use self::{
     },
     selector::{LabelSelector, ParseSelectorError},
     stream::{Connection, Identity, Representation, StreamDescription},
+    trace::normalised,
     verdict::{
         Bound, Bounds, Certificate, CertifiedView, Completeness, Ended, Finding, HeldEvent, Needs,
         Repair, Shard, ShardError, Verdict,
