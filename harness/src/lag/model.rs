@@ -1,11 +1,14 @@
 //! What a stream has received and shown, and what was asked, as plain data: no I/O, no clock, no async.
 
 mod choice;
+mod legal;
 mod log;
+mod menu;
 mod request;
 mod run;
 mod selector;
 mod stream;
+mod trace;
 mod verdict;
 
 pub use self::{
@@ -13,7 +16,9 @@ pub use self::{
         Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
         Point, PointId,
     },
+    legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
+    menu::{Offer, answers_at, deliveries, moves_at},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
@@ -22,6 +27,7 @@ pub use self::{
     },
     selector::{LabelSelector, ParseSelectorError},
     stream::{Connection, Identity, Representation, StreamDescription},
+    trace::normalised,
     verdict::{
         Bound, Bounds, Certificate, CertifiedView, Completeness, Ended, Finding, HeldEvent, Needs,
         Repair, Shard, ShardError, Verdict,

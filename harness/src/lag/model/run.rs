@@ -9,7 +9,7 @@ use super::{Change, Chosen, Identity, ObjectKey, PointId, Request};
 
 /// Everything that happened in one run, in an order that explains it.
 ///
-/// It is plain data: a report draws from it, [`check`](crate::lag::model) judges it, and it can be kept
+/// It is plain data: a report draws from it, [`check`](super::check) judges it, and it can be kept
 /// as JSON.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Run {

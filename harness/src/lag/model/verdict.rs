@@ -8,7 +8,7 @@ use super::{Author, Change, ObjectKey, Run};
 
 /// Why each view of a run is one that a real cluster could have shown.
 ///
-/// Made by [`check`](crate::lag::model), which has compared each entry with the history of the server.
+/// Made by [`check`](super::check), which has compared each entry with the history of the server.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Certificate {
     /// One for each read that was answered from a view, in the order of the run.
