@@ -1,7 +1,11 @@
 //! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
     time::Duration,
 };
@@ -11,8 +15,9 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     answers::Rules,
+    boundary::Schedule,
     filter::Filter,
-    model::{Identity, StreamDescription},
+    model::{Identity, Representation, StreamDescription},
     requests::Recorder,
     streams::{List, Start, Stream},
     wire,
@@ -30,8 +35,10 @@ pub(super) struct Engine {
     registry: Mutex<Registry>,
     changes: watch::Sender<u64>,
     deadline: Mutex<Duration>,
+    fences: AtomicBool,
     pub(super) recorder: Recorder,
     pub(super) rules: Arc<Rules>,
+    pub(super) schedule: Schedule,
 }
 
 /// The streams and what decides about those to come.
@@ -40,6 +47,10 @@ pub(super) struct Registry {
     pub(super) streams: Vec<Stream>,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
+    /// Streams that are no store's, in addition to those of metadata.
+    triggers: Vec<Filter>,
+    /// The numbers of the requests whose replies have not been handed back.
+    in_flight: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -73,8 +84,10 @@ impl Engine {
             registry: Mutex::default(),
             changes: watch::Sender::new(0),
             deadline: Mutex::new(deadline),
+            fences: AtomicBool::new(true),
             recorder: Recorder::new(),
             rules: Arc::default(),
+            schedule: Schedule::default(),
         }
     }
 
@@ -84,6 +97,14 @@ impl Engine {
 
     pub(super) fn set_deadline(&self, deadline: Duration) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    pub(super) fn fences(&self) -> bool {
+        self.fences.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_fences(&self, fences: bool) {
+        self.fences.store(fences, Ordering::SeqCst);
     }
 
     /// Reads the registry.
@@ -287,6 +308,37 @@ impl Registry {
         newest.is_some_and(|rule| rule.held)
     }
 
+    /// Says that these streams trigger passes and feed no store.
+    pub(super) fn mark_triggers(&mut self, filter: &Filter) {
+        self.triggers.push(filter.clone());
+    }
+
+    /// The streams in the order in which a boundary releases them: stores first, so that a trigger that is
+    /// released does not start a pass in the middle of it.
+    pub(super) fn release_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.streams.len()).collect();
+        order.sort_by_key(|index| self.only_triggers(&self.streams[*index]));
+        order
+    }
+
+    fn only_triggers(&self, stream: &Stream) -> bool {
+        stream.identity.representation == Representation::Metadata
+            || self.triggers.iter().any(|filter| filter.matches(&stream.identity, stream.instance))
+    }
+
+    pub(super) fn request_begins(&mut self, number: u64) {
+        self.in_flight.insert(number);
+    }
+
+    pub(super) fn request_ends(&mut self, number: u64) {
+        self.in_flight.remove(&number);
+    }
+
+    /// Whether no request before this one waits for its reply.
+    pub(super) fn is_first(&self, number: u64) -> bool {
+        self.in_flight.first().is_none_or(|first| *first >= number)
+    }
+
     fn known_list(&self, identity: &Identity, resource_version: &str) -> Option<usize> {
         self.lists.iter().rposition(|known| {
             known.identity == *identity
@@ -315,7 +367,6 @@ mod tests {
     use bytes::Bytes;
     use serde_json::json;
 
-    use super::super::model::Representation;
     use super::*;
 
     fn identity() -> Identity {

@@ -1,6 +1,7 @@
 //! What a stream has received and shown, and what was asked, as plain data: no I/O, no clock, no async.
 
 mod choice;
+mod fields;
 mod legal;
 mod log;
 mod menu;
@@ -16,6 +17,7 @@ pub use self::{
         Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
         Point, PointId,
     },
+    fields::{FieldSelector, ParseFieldSelectorError},
     legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
     menu::{Offer, answers_at, deliveries, moves_at},

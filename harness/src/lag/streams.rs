@@ -14,10 +14,14 @@ use super::{
     wire,
 };
 
+mod feed;
 mod gate;
 mod look;
 
-pub(super) use self::look::Carried;
+pub(super) use self::{
+    feed::{Expected, Met},
+    look::Carried,
+};
 
 /// One stream of a client, over all the watches in which it continues.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub(super) struct Stream {
     shown: usize,
     /// The same number at the end of the incarnation before this one.
     shown_before: usize,
+    /// How many events a wrapped read has shown; the store is brought there at the next boundary.
+    read: usize,
     /// Whether the initial list has been handed over as a whole.
     ready: bool,
     /// What the store shows until then: the last view of the incarnation before this one.
@@ -143,6 +149,7 @@ impl Stream {
             handed: 0,
             shown: 0,
             shown_before: 0,
+            read: 0,
             ready: false,
             before: BTreeMap::new(),
             gate: if held { Gate::Held { up_to: 0 } } else { Gate::Open },
@@ -164,6 +171,7 @@ impl Stream {
         self.incarnation += 1;
         self.frames.clear();
         self.handed = 0;
+        self.read = 0;
         self.shown_before = std::mem::take(&mut self.shown);
         if let Gate::Held { up_to } = &mut self.gate {
             *up_to = 0;

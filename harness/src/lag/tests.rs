@@ -1,7 +1,9 @@
 //! What the verbs promise, against a scripted server and unmodified kube-rs clients.
 
 mod answering;
+mod boundaries;
 mod controllers;
+mod fencing;
 mod gate;
 mod recording;
 mod resuming;

@@ -28,6 +28,13 @@ impl<K> StreamSelector<K> {
         self.engine.change(|registry| registry.hold(&self.filter));
     }
 
+    /// Says that these streams, now and later, only trigger passes and feed no store, as those of `watches` do.
+    ///
+    /// Streams of [`metadata`](Self::metadata) are taken as such anyway. At a boundary they are released last.
+    pub fn only_trigger(&self) {
+        self.engine.change(|registry| registry.mark_triggers(&self.filter));
+    }
+
     /// Hands on the next event of the one held stream that matches, and returns when the client's store shows it.
     ///
     /// Waits for an event to be received if none is waiting. Dropping the future takes the release back
@@ -322,7 +329,7 @@ impl<K> StreamSelector<K> {
     }
 
     /// One release at a time moves a stream.
-    async fn turn(
+    pub(super) async fn turn(
         &self,
         attempt: &str,
         index: usize,
@@ -334,7 +341,7 @@ impl<K> StreamSelector<K> {
     }
 
     /// Lets pass what ends at `end`, and waits until the client has it.
-    async fn release(
+    pub(super) async fn release(
         &self,
         attempt: &str,
         index: usize,
