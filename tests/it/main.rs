@@ -4,6 +4,7 @@ mod backends;
 mod care;
 mod deletion;
 mod errors;
+mod exploration;
 mod flips;
 mod kill;
 mod plans;

@@ -51,7 +51,7 @@ pub struct Stage {
     changes: Arc<Notify>,
     /// The watches; aborted with the stage.
     watches: JoinSet<()>,
-    plane: Plane,
+    plane: Arc<Plane>,
 }
 
 /// An assertion about a stale read did not hold: what was claimed, and everything that explains it.
@@ -83,6 +83,15 @@ impl Stage {
     ///
     /// If the plane does not come up.
     pub async fn empty(backend: BackendKind) -> Result<Self> {
+        Self::empty_on(Arc::new(Self::plane(backend).await?)).await
+    }
+
+    /// A plane as every stage needs it.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not come up.
+    pub async fn plane(backend: BackendKind) -> Result<Plane> {
         trace();
         let plane = Plane::builder()
             .backend(backend)
@@ -93,6 +102,16 @@ impl Stage {
             .crds([SeiNode::crd()])
             .start()
             .await?;
+        Ok(plane)
+    }
+
+    /// A stage without a node, in a namespace of its own on a plane that others use too. Pausing the
+    /// controllers pauses them for all.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not answer.
+    pub async fn empty_on(plane: Arc<Plane>) -> Result<Self> {
         let namespace = plane.namespace("rollout").await?;
         let lag = Lag::over(plane.config())?;
         let sidecar = Sidecar::start().await?;
@@ -109,9 +128,10 @@ impl Stage {
         let (nodes, feed_nodes) = reflect(Api::namespaced(cached_client.clone(), &namespace));
         let (sets, feed_sets) = reflect(Api::namespaced(cached_client.clone(), &namespace));
         let mut watches = JoinSet::new();
+        // One after the other: the order of the streams is part of what a search repeats.
         watches.spawn(feed_nodes);
-        watches.spawn(feed_sets);
         lag.stream::<SeiNode>().opened().await?;
+        watches.spawn(feed_sets);
         lag.stream::<StatefulSet>().opened().await?;
         let sidecars = Arc::new(Stub { url: sidecar.url(), settings: settings.clone() });
         let cached = Cached::new(nodes, sets);
@@ -124,7 +144,7 @@ impl Stage {
         Ok(Self { lag, context, sidecar, namespace, client, clock, changes, watches, plane })
     }
 
-    /// Ends the plane. (Dropping the stage does too.)
+    /// Ends the plane, if nobody else uses it. (Dropping the stage does too.)
     ///
     /// # Errors
     ///
@@ -133,7 +153,9 @@ impl Stage {
         let Self { mut watches, plane, .. } = self;
         // First, or each of them reports that its server is gone.
         watches.shutdown().await;
-        plane.stop().await?;
+        if let Some(plane) = Arc::into_inner(plane) {
+            plane.stop().await?;
+        }
         Ok(())
     }
 
