@@ -1,1 +1,7 @@
-//! Tests of search, shrinking and replay together.
+//! Search, shrinking and replay together: against brute force, and on subjects made up for one question.
+
+mod brute_force;
+mod naive;
+mod program;
+mod searching;
+mod shrinking;

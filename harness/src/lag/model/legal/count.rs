@@ -10,7 +10,8 @@ use super::{
 /// operations of the passes, such that every read had been told what it was told. Saturates.
 ///
 /// A search that makes one run for each distinct sequence of answers saves exactly the others: the sum over
-/// its runs is what trying every interleaving would have cost.
+/// its runs is what trying every interleaving would have cost. Of a read filtered by a closure it is not
+/// known what it would have been told elsewhere; it counts with every position that has those objects.
 ///
 /// # Errors
 /// [`Illegal`] with [`Axiom::History`] if an object that a selector asks about was not kept.

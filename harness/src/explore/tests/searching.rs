@@ -1,0 +1,1 @@
+//! What a search does with budgets, levels and subjects that misbehave.
