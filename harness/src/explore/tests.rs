@@ -3,5 +3,6 @@
 mod brute_force;
 mod naive;
 mod program;
+mod script;
 mod searching;
 mod shrinking;

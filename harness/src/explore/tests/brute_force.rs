@@ -64,7 +64,6 @@ impl crate::explore::Subject for Collector {
         let outcome = self.explored.run(choices).await?;
         self.records.lock().unwrap().push(outcome.record);
         Ok(crate::explore::Outcome::new(outcome.ending, ())
-            .with_trace(outcome.trace)
             .with_interleavings(outcome.interleavings))
     }
 }
@@ -112,7 +111,8 @@ fn at_boundaries_exactly_those_runs_are_missed_that_read_a_stream_twice_between_
     let (mut missed, mut without, mut reached) = (0, 0, 0);
     for seed in 0..120 {
         let foreign = usize::from(seed % 4 == 0);
-        let program = Program { operations: 4, before: 1, foreign, live: true, ..program(seed) };
+        let operations = 5 - foreign;
+        let program = Program { operations, before: 2, foreign, live: true, ..program(seed) };
         let all = Naive::all(&program).sequences;
         let expected = Naive::at_boundaries(&program).sequences;
         let found = set(&search(program, Mode::Boundaries));
@@ -127,7 +127,7 @@ fn at_boundaries_exactly_those_runs_are_missed_that_read_a_stream_twice_between_
         }
         reached += found.len();
     }
-    assert!(missed > 0 && without > 0 && reached > 300, "{missed} {without} {reached}");
+    assert!(missed > 0 && without > 0 && reached > 250, "{missed} {without} {reached}");
 }
 
 /// Whether one stream is read twice with no request in between.
