@@ -1,7 +1,7 @@
 //! The exhaustive search: every run within bounds, those that depart least first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::Arc,
     time::Duration,
@@ -224,8 +224,9 @@ impl Spent {
 struct State<'a, R> {
     search: &'a Search,
     started: Duration,
-    /// The nodes to run, by cost; of one cost the last one first.
-    frontier: BTreeMap<u32, Vec<Node>>,
+    /// The nodes to run, by cost; of one cost in the order in which they came up: earlier points and less
+    /// lag first.
+    frontier: BTreeMap<u32, VecDeque<Node>>,
     /// The cost of the runs in flight.
     level: u32,
     /// Runs begun, to keep to the limit; runs judged.
@@ -245,7 +246,7 @@ impl<'a, R> State<'a, R> {
         Self {
             search,
             started: search.clock.elapsed(),
-            frontier: BTreeMap::from([(0, vec![Node::baseline()])]),
+            frontier: BTreeMap::from([(0, VecDeque::from([Node::baseline()]))]),
             level: 0,
             begun: 0,
             runs: 0,
@@ -278,7 +279,7 @@ impl<'a, R> State<'a, R> {
             return None;
         }
         let mut nodes = self.frontier.first_entry()?;
-        let node = nodes.get_mut().pop();
+        let node = nodes.get_mut().pop_front();
         if nodes.get().is_empty() {
             nodes.remove();
         }
@@ -361,9 +362,8 @@ impl<'a, R> State<'a, R> {
                 (index - 1) % of == mine
             });
         }
-        // The last one pushed is run first: the earliest point, the least lag.
-        for sibling in siblings.into_iter().rev() {
-            self.frontier.entry(sibling.spent.total()).or_default().push(sibling);
+        for sibling in siblings {
+            self.frontier.entry(sibling.spent.total()).or_default().push_back(sibling);
         }
     }
 
