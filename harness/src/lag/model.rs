@@ -18,7 +18,7 @@ pub use self::{
     },
     legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
-    menu::{Offer, answers_at, deliveries, moves_at},
+    menu::{Offer, answers_at, moves_at},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,

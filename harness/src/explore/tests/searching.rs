@@ -291,3 +291,25 @@ fn a_sample_is_drawn_by_its_seed_and_finds_what_is_deep() {
     let (pct, _) = find(Sample::pct(5, 20_000, 4).parallel(4));
     assert_eq!(pct[0].choices().len(), 4);
 }
+
+#[test]
+fn kept_tokens_are_tried_first_and_those_that_no_longer_fit_are_told() {
+    let tokens = || {
+        ["pods/gone@r1:-1", "pods/p@r1:-1", "pods/p@r2:-2,pods/p@r4:-1"].map(|t| t.parse().unwrap())
+    };
+    let subject = Script::new(two_stale);
+    let explored = block_on(Search::new().first(tokens()).run(&subject)).unwrap();
+    assert_eq!((explored.verdict.runs, explored.failures.len()), (0, 1));
+    assert_eq!((explored.failures[0].number, subject.runs()), (0, 4));
+    assert_eq!(explored.out_of_date[0].token.to_string(), "pods/gone@r1:-1");
+    let by = Ended::Failure;
+    assert_eq!(explored.verdict.completeness, Completeness::NotExhausted { by });
+
+    // Of a search in parts the first part replays; with nothing to find there the search goes on.
+    let second = Search::new().first(tokens()).shard("2/2".parse().unwrap());
+    let explored = block_on(second.run(&Script::new(two_stale))).unwrap();
+    assert!(explored.out_of_date.is_empty() && explored.failures[0].number > 0);
+    let whole = Search::new().first(["pods/p@r1:-1".parse().unwrap()]).bounds(bounded(1));
+    let explored = block_on(whole.run(&Script::new(two_stale))).unwrap();
+    assert_eq!(explored.verdict.completeness, exhausted(&[Bound::StaleReads(1)]));
+}

@@ -110,9 +110,9 @@ impl<'a> Views<'a> {
             (Verb::List, _) => Query::All,
             _ => return Ok(()),
         };
-        let judged = match (&asked.outcome, &query) {
-            (Outcome::Status(200), _) => true,
-            (Outcome::Status(404), Query::Get(_)) => true,
+        let judged = match &asked.outcome {
+            Outcome::Status(200) => true,
+            Outcome::Status(404) => matches!(query, Query::Get(_)),
             _ => false,
         };
         if !judged || asked.resource.is_empty() || asked.answered_by == AnsweredBy::Answer {
