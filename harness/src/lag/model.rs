@@ -5,6 +5,7 @@ mod fields;
 mod legal;
 mod log;
 mod menu;
+mod names;
 mod request;
 mod run;
 mod selector;
@@ -13,14 +14,12 @@ mod trace;
 mod verdict;
 
 pub use self::{
-    choice::{
-        Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
-        Point, PointId,
-    },
+    choice::{Alt, Chooser, Chosen, Freshest, Kind, MenuError, Point},
     fields::{FieldSelector, ParseFieldSelectorError},
     legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
-    menu::{Offer, answers_at, deliveries, moves_at},
+    menu::{Offer, answers_at, moves_at},
+    names::{Label, ParseLabelError, ParsePointIdError, PointId},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,

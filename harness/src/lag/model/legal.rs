@@ -5,6 +5,7 @@
 
 mod authors;
 mod count;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod views;
