@@ -73,6 +73,7 @@ mod manifests;
 pub mod plane;
 pub mod report;
 mod text;
+pub mod world;
 
 pub use lag::Lag;
 pub use plane::Plane;

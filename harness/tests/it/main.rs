@@ -5,3 +5,4 @@ mod container;
 mod life;
 mod readme;
 mod start;
+mod world;
