@@ -52,6 +52,7 @@ use crate::connect::{Connector, Upstream};
 
 mod answers;
 mod boundary;
+mod cache;
 mod choices;
 mod engine;
 mod error;
@@ -60,7 +61,9 @@ mod filter;
 mod flips;
 mod layer;
 pub mod model;
+mod passes;
 mod released;
+mod relist;
 mod requests;
 mod selector;
 mod streams;
@@ -74,9 +77,11 @@ mod tests;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
     boundary::{Boundary, Scheduler},
+    cache::{Cache, ReadLog},
     choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},
     fence::FenceError,
+    passes::{PassError, Passes},
     released::Released,
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
@@ -265,6 +270,23 @@ impl Lag {
     /// heeded, and of field selectors only `metadata.name` and `metadata.namespace` are known.
     pub fn flip(&self, requests: Requests) -> FlipHandle {
         self.engine.rules.flip(requests)
+    }
+
+    /// The passes whose reconcile function is bracketed with [`Passes::run`].
+    #[must_use]
+    pub fn passes(&self) -> Passes {
+        Passes::new(Arc::clone(&self.engine))
+    }
+
+    /// The reads of its [caches](Cache) so far, in order.
+    #[must_use]
+    pub fn reads(&self) -> ReadLog {
+        self.engine.reads.log()
+    }
+
+    /// Forgets the reads so far.
+    pub fn clear_reads(&self) {
+        self.engine.reads.clear();
     }
 
     /// The requests made so far by all its clients, in order, from the last [`clear_requests`](Self::clear_requests).

@@ -10,7 +10,7 @@ use super::{
     error::StreamError,
     model::{
         Alt, CachedRead, Chooser, Chosen, Identity, Kind, Point, PointId, Query, Representation,
-        StreamDescription,
+        StreamDescription, moves_at,
     },
     released::Released,
 };
@@ -113,15 +113,7 @@ impl<C: Chooser> Scheduler for Choices<C> {
     ) -> usize {
         let subject = self.subject(&stream.identity, stream.instance);
         let held_before = self.behind.get(&subject).is_some_and(|behind| *behind > 0);
-        // A hold is one as long as its first event waits; whoever lets that go and keeps the rest opens another.
-        let menu = (0..=waiting.len()).map(|lag| {
-            let goes_on = held_before && lag == waiting.len();
-            match u32::try_from(lag).unwrap_or(u32::MAX) {
-                0 => Alt::freshest(),
-                lag if goes_on => Alt::still_behind(lag),
-                lag => Alt::behind(lag),
-            }
-        });
+        let menu = moves_at(0, waiting.len(), held_before).into_iter().map(|offer| offer.alt);
         let number = u32::try_from(boundary.number).unwrap_or(u32::MAX);
         let id = PointId::new(&subject, Kind::Boundary, number);
         let lag = self.choose(id, menu.collect());

@@ -16,10 +16,12 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     answers::Rules,
     boundary::Schedule,
+    cache::Reads,
     filter::Filter,
-    model::{Identity, Representation, StreamDescription},
+    model::{Identity, ListVersion, Representation, StreamDescription},
+    passes::Known,
     requests::Recorder,
-    streams::{List, Start, Stream},
+    streams::{List, Replay, Start, Stream},
     wire,
 };
 
@@ -39,6 +41,7 @@ pub(super) struct Engine {
     pub(super) recorder: Recorder,
     pub(super) rules: Arc<Rules>,
     pub(super) schedule: Schedule,
+    pub(super) reads: Reads,
 }
 
 /// The streams and what decides about those to come.
@@ -51,6 +54,9 @@ pub(super) struct Registry {
     triggers: Vec<Filter>,
     /// The numbers of the requests whose replies have not been handed back.
     in_flight: BTreeSet<u64>,
+    pub(super) passes: Known,
+    /// What the next initial lists are to show.
+    pub(super) starts: Vec<(Filter, String)>,
 }
 
 #[derive(Debug)]
@@ -73,7 +79,7 @@ pub(super) enum Opening {
     /// It takes up a stream that the client knows; upstream is to be watched from `upstream_from`.
     Continue { index: usize, upstream_from: String },
     /// It starts a stream, or a new incarnation of one.
-    Begin(Start),
+    Begin(Start, Option<Replay>),
     /// Its resource version is none that its stream has given it.
     Gone,
 }
@@ -88,6 +94,7 @@ impl Engine {
             recorder: Recorder::new(),
             rules: Arc::default(),
             schedule: Schedule::default(),
+            reads: Reads::default(),
         }
     }
 
@@ -177,19 +184,18 @@ impl Registry {
     }
 
     /// Remembers the reply to a LIST. `page` is the token with which this page was asked for.
-    pub(super) fn listed(&mut self, identity: &Identity, page: Option<&str>, reply: &Value) {
+    pub(super) fn listed(
+        &mut self,
+        identity: &Identity,
+        page: Option<&str>,
+        reply: &Value,
+        asked: ListVersion,
+        chosen: bool,
+    ) {
+        let (mut asked, mut chosen) = (asked, chosen);
         let Some(resource_version) = wire::text(reply, "/metadata/resourceVersion") else { return };
         let continues = wire::text(reply, "/metadata/continue").filter(|token| !token.is_empty());
-        let kind = item_kind(reply);
-        let mut objects: Vec<Value> =
-            reply.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-        if let Some((api_version, kind)) = &kind {
-            // Items of a list leave out what the list says once for all.
-            for object in objects.iter_mut().filter_map(Value::as_object_mut) {
-                object.entry("apiVersion").or_insert_with(|| Value::from(api_version.as_str()));
-                object.entry("kind").or_insert_with(|| Value::from(kind.as_str()));
-            }
-        }
+        let (kind, mut objects) = items(reply);
         if let Some(page) = page {
             let before = self.lists.iter().rposition(|known| {
                 known.identity == *identity && known.continues.as_deref() == Some(page)
@@ -198,8 +204,9 @@ impl Registry {
             let Some(before) = before else { return };
             let known = self.lists.remove(before);
             objects.splice(0..0, known.list.objects.iter().cloned());
+            (asked, chosen) = (known.list.asked.clone(), known.list.chosen);
         }
-        let list = Arc::new(List { resource_version, kind, objects });
+        let list = Arc::new(List { resource_version, kind, objects, asked, chosen });
         self.lists.push(KnownList { identity: identity.clone(), list, continues });
         if self.lists.iter().filter(|known| known.identity == *identity).count() > LISTS_KEPT
             && let Some(oldest) = self.lists.iter().position(|known| known.identity == *identity)
@@ -216,12 +223,17 @@ impl Registry {
         initial_events: bool,
     ) -> Opening {
         if initial_events {
-            return Opening::Begin(Start::Streamed);
+            let asked = match resource_version {
+                "" => ListVersion::Consistent,
+                "0" => ListVersion::Any,
+                least => ListVersion::NotOlderThan(least.to_owned()),
+            };
+            return Opening::Begin(Start::Streamed { asked }, None);
         }
         let from = || Start::From { resource_version: resource_version.to_owned() };
         // Both mean "from any state": the server begins such a watch with events for what there is.
         if matches!(resource_version, "" | "0") {
-            return Opening::Begin(from());
+            return Opening::Begin(from(), None);
         }
         let same = |stream: &Stream| stream.identity == *identity;
         let exact = self
@@ -232,7 +244,9 @@ impl Registry {
             return self.continuation(index, resource_version);
         }
         if let Some(known) = self.known_list(identity, resource_version) {
-            return Opening::Begin(Start::Listed { list: Arc::clone(&self.lists[known].list) });
+            let list = Arc::clone(&self.lists[known].list);
+            let replay = list.chosen.then(|| self.replay(identity, resource_version)).flatten();
+            return Opening::Begin(Start::Listed { list }, replay);
         }
         let rewound = self
             .streams
@@ -244,7 +258,7 @@ impl Registry {
         if self.streams.iter().any(|stream| same(stream) && stream.is_detached()) {
             return Opening::Gone;
         }
-        Opening::Begin(from())
+        Opening::Begin(from(), None)
     }
 
     /// Opens the stream that a watch begins, and returns its number and epoch.
@@ -353,6 +367,21 @@ impl Registry {
     }
 }
 
+/// The items of a list reply as objects of their own, and their `apiVersion` and `kind`.
+pub(super) fn items(reply: &Value) -> (Option<(String, String)>, Vec<Value>) {
+    let kind = item_kind(reply);
+    let mut objects: Vec<Value> =
+        reply.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some((api_version, kind)) = &kind {
+        // Items of a list leave out what the list says once for all.
+        for object in objects.iter_mut().filter_map(Value::as_object_mut) {
+            object.entry("apiVersion").or_insert_with(|| Value::from(api_version.as_str()));
+            object.entry("kind").or_insert_with(|| Value::from(kind.as_str()));
+        }
+    }
+    (kind, objects)
+}
+
 /// `apiVersion` and `kind` of the items of a list reply.
 fn item_kind(reply: &Value) -> Option<(String, String)> {
     let kind = wire::text(reply, "/kind")?;
@@ -385,8 +414,8 @@ mod tests {
     fn closed_stream(registry: &mut Registry, versions: &[u32]) -> usize {
         let list =
             json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}});
-        registry.listed(&identity(), None, &list);
-        let Opening::Begin(start) = registry.opening(&identity(), "10", false) else {
+        registry.listed(&identity(), None, &list, ListVersion::Any, false);
+        let Opening::Begin(start, None) = registry.opening(&identity(), "10", false) else {
             panic!("a watch after a list begins a stream")
         };
         let (index, epoch) = registry.begin(&identity(), start);
@@ -414,7 +443,7 @@ mod tests {
                 Opening::Continue { index, upstream_from } => {
                     assert_eq!((index, upstream_from.as_str()), (expected, version));
                 }
-                Opening::Begin(_) | Opening::Gone => panic!("{version} is known"),
+                Opening::Begin(..) | Opening::Gone => panic!("{version} is known"),
             }
         }
     }
@@ -425,7 +454,7 @@ mod tests {
         for version in 1..=100 {
             let list =
                 json!({"kind": "PodList", "metadata": {"resourceVersion": version.to_string()}});
-            registry.listed(&identity(), None, &list);
+            registry.listed(&identity(), None, &list, ListVersion::Any, false);
         }
         assert_eq!(registry.lists.len(), LISTS_KEPT);
         assert!(registry.known_list(&identity(), "100").is_some());

@@ -21,11 +21,12 @@ use tower::{BoxError, Service, ServiceExt};
 use super::{
     answers::{Answer, Applied, Effect},
     boundary,
-    engine::{Engine, Opening},
+    engine::{self, Engine, Opening},
     fence::{self, Looker},
     flips,
     model::{AnsweredBy, Identity, Outcome, Verb},
-    streams::Start,
+    relist::ListStart,
+    streams::{Replay, Start, initial_lines},
     upstream::{Drain, chain},
     wire::{self, Asked},
 };
@@ -171,13 +172,37 @@ impl Serving {
     }
 
     /// A request with one reply.
-    async fn exchange(self, request: Request<Body>, identity: Option<Identity>) -> Reply {
+    async fn exchange(mut self, mut request: Request<Body>, identity: Option<Identity>) -> Reply {
         let headers = request.headers().clone();
+        let page = self.asked.parameter("continue").map(str::to_owned);
+        let version = self.asked.list_version();
+        let mut chosen = None;
+        if let (Some(identity), None) = (&identity, &page) {
+            match self.engine.list_start(identity, &version) {
+                ListStart::AsAsked => {}
+                ListStart::At(start) => {
+                    *request.uri_mut() = wire::list_exactly(request.uri(), &start);
+                    chosen = Some(start);
+                }
+                ListStart::Refused(message) => return self.refuse(&message).await,
+            }
+        }
         let reply = self.send(request).await?;
-        let (reply, value) = self.read(reply).await?;
+        let (mut reply, mut value) = self.read(reply).await?;
+        if let (Some(identity), Some(start)) = (&identity, &chosen)
+            && reply.status() != StatusCode::OK
+            && let Some(known) = self.engine.look(|registry| registry.state_at(identity, start))
+        {
+            // The server has forgotten what our log still knows.
+            self.ticket.by = AnsweredBy::Log;
+            let list = wire::list_reply(known.objects, known.kind.as_ref(), start);
+            reply = wire::json_reply(StatusCode::OK, &list);
+            value = Some(list);
+        }
         if let (Some(identity), StatusCode::OK, Some(value)) = (identity, reply.status(), &value) {
-            let page = self.asked.parameter("continue");
-            self.engine.change(|registry| registry.listed(&identity, page, value));
+            self.engine.change(|registry| {
+                registry.listed(&identity, page.as_deref(), value, version, chosen.is_some())
+            });
         }
         self.ticket.answered(value.as_ref());
         self.fence(headers, reply.status(), value.as_ref()).await?;
@@ -207,13 +232,29 @@ impl Serving {
         let resource_version =
             self.asked.parameter("resourceVersion").unwrap_or_default().to_owned();
         let initial_events = self.asked.parameter("sendInitialEvents") == Some("true");
+        let mut before = None;
+        if initial_events {
+            match self.engine.list_start(identity, &self.asked.list_version()) {
+                ListStart::AsAsked => {}
+                ListStart::At(start) => {
+                    let mut list = Request::new(Body::empty());
+                    *list.uri_mut() = wire::list_exactly(request.uri(), &start);
+                    *list.headers_mut() = wire::headers_of_list(request.headers());
+                    match self.initial_events(list, identity, &start).await? {
+                        Ok(replay) => before = Some(replay),
+                        Err(refusal) => return Ok(refusal),
+                    }
+                }
+                ListStart::Refused(message) => return self.refuse(&message).await,
+            }
+        }
         let (opening, claim) = self.engine.change(|registry| {
             let opening = registry.opening(identity, &resource_version, initial_events);
             let claim = match &opening {
                 Opening::Continue { index, .. } => {
                     Some(Claim::new(&self.engine, *index, registry.streams[*index].claim()))
                 }
-                Opening::Begin(_) | Opening::Gone => None,
+                Opening::Begin(..) | Opening::Gone => None,
             };
             (opening, claim)
         });
@@ -229,8 +270,14 @@ impl Serving {
                 *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
                 Source::Known(index)
             }
-            Opening::Begin(start) => Source::New(start),
+            Opening::Begin(start, replay) => {
+                before = before.or(replay);
+                Source::New(start)
+            }
         };
+        if let Some(replay) = &before {
+            *request.uri_mut() = wire::watch_from(request.uri(), &replay.upstream_from);
+        }
         let (uri, headers) = (request.uri().clone(), request.headers().clone());
         let reply = self.send(request).await?;
         if reply.status() != StatusCode::OK {
@@ -245,6 +292,9 @@ impl Serving {
             Source::New(start) => registry.begin(identity, start),
         });
         drop(claim);
+        for line in before.map(|replay| replay.lines).into_iter().flatten() {
+            self.engine.change_and_wake(|registry| ((), registry.streams[stream].receive(epoch, line)));
+        }
         let engine = Arc::clone(&self.engine);
         let upstream = self.upstream.clone();
         let drain = Drain { engine, upstream, stream, epoch, uri, headers };
@@ -253,6 +303,31 @@ impl Serving {
         self.ticket.finish(Outcome::Status(200));
         let body = GatedBody { engine: Arc::clone(&self.engine), stream, epoch };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// The lines by which a streamed initial list shows the state at `start`, and what is known to follow.
+    ///
+    /// From the log if it reaches back, since the server has no such watch; otherwise from its list.
+    async fn initial_events(
+        &self,
+        list: Request<Body>,
+        identity: &Identity,
+        start: &str,
+    ) -> Result<Result<Replay, Response<ReplyBody>>, BoxError> {
+        if let Some(known) = self.engine.look(|registry| registry.state_at(identity, start)) {
+            let mut lines = initial_lines(&known.objects, known.kind.as_ref(), start);
+            lines.extend(known.after.lines);
+            return Ok(Ok(Replay { lines, upstream_from: known.after.upstream_from }));
+        }
+        let reply = self.send(list).await?;
+        let (reply, value) = self.read(reply).await?;
+        let Some(value) = value.filter(|_| reply.status() == StatusCode::OK) else {
+            self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+            return Ok(Err(reply));
+        };
+        let (kind, objects) = engine::items(&value);
+        let lines = initial_lines(&objects, kind.as_ref(), start);
+        Ok(Ok(Replay { lines, upstream_from: start.to_owned() }))
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
@@ -279,6 +354,13 @@ impl Serving {
     async fn reach_boundary(&self, outcome: &Outcome) {
         self.ticket.decided(outcome);
         boundary::reach(&self.engine, self.ticket.number).await;
+    }
+
+    /// Answers in the server's place that what the test has chosen cannot be done.
+    async fn refuse(mut self, message: &str) -> Reply {
+        self.ticket.by = AnsweredBy::Answer;
+        let status = wire::status_object(500, "InternalError", message, serde_json::json!({}));
+        self.finish_with(StatusCode::INTERNAL_SERVER_ERROR, &status).await
     }
 
     async fn finish_with(self, code: StatusCode, value: &Value) -> Reply {

@@ -2,10 +2,13 @@
 
 mod answering;
 mod boundaries;
+mod caching;
 mod controllers;
 mod fencing;
 mod gate;
+mod hazards;
 mod recording;
+mod relisting;
 mod resuming;
 mod selecting;
 mod server;

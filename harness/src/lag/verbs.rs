@@ -290,12 +290,12 @@ impl<K> StreamSelector<K> {
 }
 
 impl<K> StreamSelector<K> {
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.engine.deadline()
     }
 
     /// The one stream that matches, once there is one.
-    async fn find(&self, attempt: &str, deadline: Instant) -> Result<usize, StreamError> {
+    pub(super) async fn find(&self, attempt: &str, deadline: Instant) -> Result<usize, StreamError> {
         let chosen = |registry: &Registry| {
             Some(self.filter.choose(&registry.streams)).filter(|chosen| !chosen.is_empty())
         };
@@ -305,7 +305,7 @@ impl<K> StreamSelector<K> {
         }
     }
 
-    fn only(&self, attempt: &str, chosen: &[usize]) -> Result<usize, StreamError> {
+    pub(super) fn only(&self, attempt: &str, chosen: &[usize]) -> Result<usize, StreamError> {
         match chosen {
             [] => Err(self.no_stream(attempt)),
             [index] => Ok(*index),
@@ -322,7 +322,7 @@ impl<K> StreamSelector<K> {
         }
     }
 
-    fn look<T>(&self, attempt: &str, look: impl FnOnce(&Stream) -> T) -> Result<T, StreamError> {
+    pub(super) fn look<T>(&self, attempt: &str, look: impl FnOnce(&Stream) -> T) -> Result<T, StreamError> {
         let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
         let index = self.only(attempt, &chosen)?;
         Ok(self.engine.look(|registry| look(&registry.streams[index])))
@@ -404,10 +404,11 @@ impl<K> StreamSelector<K> {
         StreamError::new(attempt, &self.filter, StreamErrorKind::NoStream, streams)
     }
 
-    fn failure(&self, attempt: &str, kind: StreamErrorKind, index: usize) -> StreamError {
+    pub(super) fn failure(&self, attempt: &str, kind: StreamErrorKind, index: usize) -> StreamError {
         let waited = match kind {
             StreamErrorKind::NothingHeld
             | StreamErrorKind::NotReceived
+            | StreamErrorKind::NotRelisted
             | StreamErrorKind::NotTaken => {
                 format!("; waited {:?}", self.engine.deadline())
             }
@@ -427,7 +428,7 @@ impl<K> StreamSelector<K> {
         })
     }
 
-    fn check_number(&self, attempt: &str, resource_version: &str) -> Result<(), StreamError> {
+    pub(super) fn check_number(&self, attempt: &str, resource_version: &str) -> Result<(), StreamError> {
         match compare_resource_versions(resource_version, "0") {
             Some(_) => Ok(()),
             None => Err(StreamError::new(attempt, &self.filter, StreamErrorKind::NoNumber, "")),

@@ -52,6 +52,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether it is a GET or LIST that any state may answer (`resourceVersion=0`), such as
+    /// `get_with(GetParams::any())`: from the server's watch cache, so as old as that is.
+    #[must_use]
+    pub fn is_cached_read(&self) -> bool {
+        matches!(self.verb, Verb::Get | Verb::List)
+            && self.resource_version_asked.as_deref() == Some("0")
+    }
+
     /// `statefulsets.apps/status`, or the path where it names no resource.
     #[must_use]
     pub fn target(&self) -> String {

@@ -439,7 +439,7 @@ impl State {
                     "annotations": {"k8s.io/initial-events-end": "true"},
                 },
             }});
-            to.send(Ok(Bytes::from(format!("{end}\n")))).unwrap();
+            deliver(&mut self.stalled, &to, Bytes::from(format!("{end}\n")));
         } else if start < self.oldest {
             let status = json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
