@@ -66,7 +66,8 @@ pub(crate) async fn run<S: Subject>(subject: &S, choices: Choices) -> Finished<S
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Failure<R> {
-    /// Which run of the search it was, from 1.
+    /// Which run of the search it was, from 1; 0 if a token of [`Search::first`](super::Search::first) found
+    /// it.
     pub number: u64,
     /// The points it met and what was taken there.
     pub choices: Arc<[Chosen]>,

@@ -142,7 +142,7 @@ impl Sample {
             shard: None,
             exclusions: Vec::new(),
         };
-        Ok(Explored { verdict, failures, runs_by_cost: Vec::new() })
+        Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
     }
 
     fn draw(&self, seed: u64, points: usize) -> Choices {

@@ -1,16 +1,17 @@
 //! The exhaustive search: every run within bounds, those that depart least first.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Choices, Clock, Ending, ExploreError, Failure, Stopwatch, Subject,
+    Choices, Clock, Ending, ExploreError, Failure, OutOfDate, ReplayError, Stopwatch, Subject,
+    Token,
     pool::{Judged, Pool},
-    replay::confirm,
+    replay::{confirm, replay},
 };
 use crate::lag::model::{Alt, Bound, Bounds, Chosen, Completeness, Ended, Kind, Shard, Verdict};
 
@@ -32,6 +33,7 @@ pub struct Search {
     parallel: usize,
     shard: Option<Shard>,
     keep_going: bool,
+    first: Vec<Token>,
     exclusions: Vec<String>,
     clock: Arc<dyn Clock>,
 }
@@ -46,6 +48,7 @@ impl Search {
             parallel: 1,
             shard: None,
             keep_going: false,
+            first: Vec::new(),
             exclusions: Vec::new(),
             clock: Arc::new(Stopwatch::start()),
         }
@@ -90,6 +93,13 @@ impl Search {
         self
     }
 
+    /// Replays these tokens before everything else, such as those of a regression file. They are not counted
+    /// as runs, and of a search in parts only the first part replays them.
+    pub fn first(mut self, tokens: impl IntoIterator<Item = Token>) -> Self {
+        self.first.extend(tokens);
+        self
+    }
+
     /// States something that these runs leave out whatever the bounds are; printed with the verdict.
     pub fn leaves_out(mut self, exclusion: impl Into<String>) -> Self {
         self.exclusions.push(exclusion.into());
@@ -112,6 +122,7 @@ impl Search {
         subject: &S,
     ) -> Result<Explored<S::Record>, ExploreError<S::Error>> {
         let mut state = State::new(self);
+        self.replay_first(subject, &mut state).await?;
         let mut pool = Pool::new(subject);
         loop {
             while pool.len() < self.parallel
@@ -131,6 +142,36 @@ impl Search {
             }
         }
         Ok(state.finish())
+    }
+
+    async fn replay_first<S: Subject>(
+        &self,
+        subject: &S,
+        state: &mut State<'_, S::Record>,
+    ) -> Result<(), ExploreError<S::Error>> {
+        if !self.counts_baseline() {
+            return Ok(());
+        }
+        for token in &self.first {
+            match replay(subject, token).await {
+                Ok(None) => {}
+                Ok(Some(failure)) => {
+                    confirm(subject, &failure.choices, &failure.outcome).await?;
+                    state.failures.push(Failure { number: 0, ..failure });
+                    if !self.keep_going {
+                        state.ended = Some(Ended::Failure);
+                        return Ok(());
+                    }
+                }
+                Err(ReplayError::OutOfDate(out_of_date)) => state.out_of_date.push(out_of_date),
+                Err(ReplayError::Explore(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn counts_baseline(&self) -> bool {
+        self.shard.is_none_or(|shard| shard.number() == 1)
     }
 }
 
@@ -160,6 +201,8 @@ pub struct Explored<R> {
     pub verdict: Verdict,
     /// The failing runs, in the order of the search: the first departs least.
     pub failures: Vec<Failure<R>>,
+    /// The tokens of [`Search::first`] that no longer fit. They prove nothing, and should be replaced.
+    pub out_of_date: Vec<OutOfDate>,
     /// How many runs were made at each cost, from 0.
     pub runs_by_cost: Vec<u64>,
 }
@@ -224,8 +267,9 @@ impl Spent {
 struct State<'a, R> {
     search: &'a Search,
     started: Duration,
-    /// The nodes to run, by cost; of one cost the last one first.
-    frontier: BTreeMap<u32, Vec<Node>>,
+    /// The nodes to run, by cost; of one cost in the order in which they came up: earlier points and less
+    /// lag first.
+    frontier: BTreeMap<u32, VecDeque<Node>>,
     /// The cost of the runs in flight.
     level: u32,
     /// Runs begun, to keep to the limit; runs judged.
@@ -238,6 +282,7 @@ struct State<'a, R> {
     cut: BTreeSet<Bound>,
     ended: Option<Ended>,
     failures: Vec<Failure<R>>,
+    out_of_date: Vec<OutOfDate>,
 }
 
 impl<'a, R> State<'a, R> {
@@ -245,7 +290,7 @@ impl<'a, R> State<'a, R> {
         Self {
             search,
             started: search.clock.elapsed(),
-            frontier: BTreeMap::from([(0, vec![Node::baseline()])]),
+            frontier: BTreeMap::from([(0, VecDeque::from([Node::baseline()]))]),
             level: 0,
             begun: 0,
             runs: 0,
@@ -256,6 +301,7 @@ impl<'a, R> State<'a, R> {
             cut: BTreeSet::new(),
             ended: None,
             failures: Vec::new(),
+            out_of_date: Vec::new(),
         }
     }
 
@@ -278,7 +324,7 @@ impl<'a, R> State<'a, R> {
             return None;
         }
         let mut nodes = self.frontier.first_entry()?;
-        let node = nodes.get_mut().pop();
+        let node = nodes.get_mut().pop_front();
         if nodes.get().is_empty() {
             nodes.remove();
         }
@@ -301,7 +347,7 @@ impl<'a, R> State<'a, R> {
         };
         self.branch(&node, choices, open);
         let is_baseline = node.fixed == 0;
-        let counts = !is_baseline || self.search.shard.is_none_or(|shard| shard.number() == 1);
+        let counts = !is_baseline || self.search.counts_baseline();
         if !counts || matches!(judged.outcome.ending, Ending::Impossible { .. }) {
             // A limit on runs is one on runs that count, so that one run a shard is one run.
             self.begun -= 1;
@@ -361,9 +407,8 @@ impl<'a, R> State<'a, R> {
                 (index - 1) % of == mine
             });
         }
-        // The last one pushed is run first: the earliest point, the least lag.
-        for sibling in siblings.into_iter().rev() {
-            self.frontier.entry(sibling.spent.total()).or_default().push(sibling);
+        for sibling in siblings {
+            self.frontier.entry(sibling.spent.total()).or_default().push_back(sibling);
         }
     }
 
@@ -392,6 +437,11 @@ impl<'a, R> State<'a, R> {
             shard: self.search.shard,
             exclusions: self.search.exclusions.clone(),
         };
-        Explored { verdict, failures: self.failures, runs_by_cost: self.runs_by_cost }
+        Explored {
+            verdict,
+            failures: self.failures,
+            out_of_date: self.out_of_date,
+            runs_by_cost: self.runs_by_cost,
+        }
     }
 }

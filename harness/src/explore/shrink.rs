@@ -50,7 +50,7 @@ impl Shrink {
         }
         loop {
             let before = shrinking.current();
-            shrinking.drop_choices(|id| is_staleness(id)).await?;
+            shrinking.drop_choices(is_staleness).await?;
             shrinking.reduce_lag().await?;
             shrinking.drop_choices(|id| !is_staleness(id)).await?;
             if shrinking.current() == before || shrinking.left == 0 {

@@ -5,21 +5,21 @@ mod fields;
 mod legal;
 mod log;
 mod menu;
+mod names;
 mod request;
 mod run;
 mod selector;
 mod stream;
+mod trace;
 mod verdict;
 
 pub use self::{
-    choice::{
-        Alt, Chooser, Chosen, Freshest, Kind, Label, MenuError, ParseLabelError, ParsePointIdError,
-        Point, PointId,
-    },
+    choice::{Alt, Chooser, Chosen, Freshest, Kind, MenuError, Point},
     fields::{FieldSelector, ParseFieldSelectorError},
-    legal::{Axiom, Illegal, check},
+    legal::{Axiom, Illegal, check, interleavings},
     log::{Change, Event, Log, ObjectKey, Objects, View, compare_resource_versions},
-    menu::{Offer, answers_at, deliveries, moves_at},
+    menu::{Offer, answers_at, moves_at},
+    names::{Label, ParseLabelError, ParsePointIdError, PointId},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
         Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
@@ -28,6 +28,7 @@ pub use self::{
     },
     selector::{LabelSelector, ParseSelectorError},
     stream::{Connection, Identity, Representation, StreamDescription},
+    trace::normalised,
     verdict::{
         Bound, Bounds, Certificate, CertifiedView, Completeness, Ended, Finding, HeldEvent, Needs,
         Repair, Shard, ShardError, Verdict,

@@ -10,6 +10,7 @@ use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
 use super::pki::{EtcdPki, Pki};
 use crate::assets::Binary;
+use crate::world::EtcdAddress;
 
 /// Where servers run, and what can be done to them there.
 ///
@@ -21,6 +22,9 @@ pub(crate) trait Backend: Debug + Send + Sync {
 
     /// Where the API server is reached from here.
     fn apiserver(&self) -> Option<SocketAddr>;
+
+    /// Where etcd is reached from here, and with which keys; `None` before it is started.
+    fn etcd(&self) -> Option<EtcdAddress>;
 
     /// Resolves when a server ends by itself: which, and its exit status in words.
     fn ended(&self) -> BoxFuture<'_, (Binary, String)>;

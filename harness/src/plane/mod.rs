@@ -36,6 +36,7 @@ pub use flags::Flags;
 
 use crate::assets::Binary;
 use crate::manifests::{Ownership, install_crds};
+use crate::world::EtcdAddress;
 use backend::Backend;
 
 /// One running control plane.
@@ -234,6 +235,21 @@ impl Plane {
                 format!("not established and served within {limit:?}"),
             )),
         }
+    }
+
+    /// Where the plane's etcd answers, for [`Worlds`](crate::world::Worlds). With it comes the key of
+    /// a client that may read and write everything.
+    ///
+    /// # Errors
+    ///
+    /// If the backend published no port of etcd's.
+    pub fn etcd(&self) -> Result<EtcdAddress, PlaneError> {
+        self.backend.etcd().ok_or_else(|| {
+            PlaneError::new(
+                "reach the plane's etcd",
+                "it is not running, or its port is not published",
+            )
+        })
     }
 
     /// Stops kube-controller-manager in its tracks (SIGSTOP, or the engine's pause), and returns

@@ -25,9 +25,13 @@ use super::flags::Flags;
 use crate::assets::{Assets, Binary};
 use crate::lifeline::{Lifeline, Reach, Spawn};
 use crate::text::tail;
+use crate::world::EtcdAddress;
 
 /// How much of each server's log an error shows.
 const SHOWN_LINES: usize = 12;
+
+/// Where etcd listens, in the plane's directory.
+const ETCD_SOCKET: &str = "c.sock";
 
 /// A plane of child processes.
 #[derive(Debug)]
@@ -66,13 +70,13 @@ impl ProcessBackend {
     /// Where things are, as the servers see them: their working directory is the plane's.
     pub(crate) fn surroundings(&self) -> Surroundings {
         // Relative, since an absolute path may be too long for a socket address (about 107 bytes).
-        let (client, peer) = ("unix://c.sock", "unix://p.sock");
+        let (client, peer) = (format!("unix://{ETCD_SOCKET}"), "unix://p.sock");
         Surroundings {
             files: "pki/".to_owned(),
             etcd: Flags::new()
                 .set("data-dir", "etcd")
-                .set("listen-client-urls", client)
-                .set("advertise-client-urls", client)
+                .set("listen-client-urls", &client)
+                .set("advertise-client-urls", &client)
                 .set("listen-peer-urls", peer)
                 .set("initial-advertise-peer-urls", peer)
                 .set("initial-cluster", format!("default={peer}")),
@@ -138,6 +142,10 @@ impl Backend for ProcessBackend {
 
     fn apiserver(&self) -> Option<SocketAddr> {
         Some((Ipv4Addr::LOCALHOST, self.port.number()).into())
+    }
+
+    fn etcd(&self) -> Option<EtcdAddress> {
+        Some(EtcdAddress::Unix(self.directory.path().join(ETCD_SOCKET)))
     }
 
     fn ended(&self) -> BoxFuture<'_, (Binary, String)> {

@@ -6,3 +6,4 @@ mod lag;
 mod life;
 mod readme;
 mod start;
+mod world;

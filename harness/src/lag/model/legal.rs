@@ -4,6 +4,8 @@
 //! the server by itself and compares.
 
 mod authors;
+mod count;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -13,6 +15,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::count::interleavings;
 use super::{Action, Certificate, Fault, Run};
 
 /// Judges a run. Its certificate says where in the history each view stands.

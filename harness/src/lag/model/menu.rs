@@ -81,31 +81,6 @@ fn behind(events: usize, continues: bool) -> Alt {
     }
 }
 
-/// How many ways there are to deliver the events of one stream, one by one, between the operations of a
-/// run, such that each read of it is told what it was told. The product over the streams is the number of
-/// interleavings that a run stands for.
-///
-/// `operations` has an entry for each operation and one for the end: how many events had been committed
-/// before it, and, if it read this stream, whether a position gives the answer that it got. The stream
-/// begins at position 0. Saturates.
-#[must_use]
-pub fn deliveries(operations: &[(usize, Option<&dyn Fn(usize) -> bool>)]) -> u64 {
-    // The number of ways to stand at each position.
-    let mut ways: Vec<u64> = vec![1];
-    for (available, answers) in operations {
-        let last = (*available).max(ways.len() - 1);
-        let mut advanced = vec![0_u64; last + 1];
-        let mut sum = 0_u64;
-        for (position, advanced) in advanced.iter_mut().enumerate() {
-            sum = sum.saturating_add(ways.get(position).copied().unwrap_or(0));
-            let allowed = answers.is_none_or(|answers| answers(position));
-            *advanced = if allowed { sum } else { 0 };
-        }
-        ways = advanced;
-    }
-    ways.into_iter().fold(0, u64::saturating_add)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,18 +98,5 @@ mod tests {
     fn a_stream_with_nothing_waiting_has_one_move() {
         assert_eq!(moves_at(4, 4, true).len(), 1);
         assert_eq!(moves_at(4, 4, true)[0].alt, Alt::freshest());
-    }
-
-    #[test]
-    fn deliveries_are_counted_as_by_hand() {
-        let old = |position: usize| position == 0;
-        // One event, one read between start and end. Told the old answer: the event is delivered after the
-        // read or never. Not a read: before it, after it, never.
-        assert_eq!(deliveries(&[(1, Some(&old)), (1, None)]), 2);
-        assert_eq!(deliveries(&[(1, None), (1, None)]), 3);
-        // Two events: (0,0) (0,1) (0,2) (1,1) (1,2) (2,2).
-        assert_eq!(deliveries(&[(2, None), (2, None)]), 6);
-        assert_eq!(deliveries(&[(0, None), (2, None)]), 3);
-        assert_eq!(deliveries(&[(u8::MAX.into(), None); 100]), u64::MAX);
     }
 }

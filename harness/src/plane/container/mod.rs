@@ -40,6 +40,7 @@ use super::flags::Flags;
 use super::pki::EtcdPki;
 use crate::assets::Binary;
 use crate::text::last_lines;
+use crate::world::EtcdAddress;
 use engine::{Engine, chain, failed};
 use reaper::Reaper;
 use remains::{Making, Remains};
@@ -260,6 +261,20 @@ impl Backend for ContainerBackend {
     fn apiserver(&self) -> Option<SocketAddr> {
         let port = self.containers.get(&Binary::KubeApiserver)?.port()?;
         Some((Ipv4Addr::LOCALHOST, port).into())
+    }
+
+    fn etcd(&self) -> Option<EtcdAddress> {
+        let port = self.containers.get(&Binary::Etcd)?.port()?;
+        let file = |name| {
+            let file = self.files.iter().find(|file| file.name == name)?;
+            Some(file.content.clone())
+        };
+        Some(EtcdAddress::Tls {
+            address: format!("{}:{port}", Ipv4Addr::LOCALHOST),
+            ca: file("etcd-ca.crt")?,
+            cert: file("etcd-client.crt")?,
+            key: file("etcd-client.key")?,
+        })
     }
 
     fn ended(&self) -> BoxFuture<'_, (Binary, String)> {

@@ -21,7 +21,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A client of the engine that planes use; `None`, after saying why, if there is no engine.
 #[expect(clippy::print_stdout, reason = "whoever reads the test's output is to see it")]
-async fn docker() -> Option<Docker> {
+pub(crate) async fn docker() -> Option<Docker> {
     match docker_engine().await {
         Ok(engine) => {
             assert!(!engine.version.is_empty() && !engine.api_version.is_empty(), "{engine:?}");

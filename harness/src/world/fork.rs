@@ -1,0 +1,215 @@
+//! Forks: a moment written again, under other names, in rounds.
+//!
+//! Two simpler forms give views that no cluster can show. All objects in one transaction share a
+//! revision, and a list or a watch that begins at it shows some of them and not others. Each
+//! object's last version alone makes a history that is not in the order in which things happened.
+//! So every change is written again, those of one resource in their order and each in a
+//! transaction of its own; one transaction holds at most one change of each resource.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES, Resource};
+use super::moment::{Change, Moment, ObjectChange};
+use super::owner::mark;
+use super::renames::{Renames, fresh_uid};
+use super::wire::{Compare, Operation, Txn};
+use super::{Shared, Unclaimed, WorldError};
+
+/// etcd's default `--max-txn-ops`.
+const MAX_OPERATIONS: usize = 128;
+
+/// Below etcd's default `--max-request-bytes` of 1.5 MiB; an object that is larger by itself goes alone.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// One namespace with all its objects, forked from a [`Moment`].
+///
+/// Dropping it changes nothing in etcd: [`Worlds::erase`](super::Worlds::erase) removes it.
+#[derive(Clone, Debug)]
+pub struct World {
+    namespace: String,
+    source: Moment,
+    renames: Renames,
+    /// The revision of each of the source's changes.
+    revisions: Vec<i64>,
+}
+
+impl World {
+    /// The name of its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The moment that it was forked from.
+    #[must_use]
+    pub fn source(&self) -> &Moment {
+        &self.source
+    }
+
+    /// What is called otherwise here than in the source.
+    #[must_use]
+    pub fn renames(&self) -> &Renames {
+        &self.renames
+    }
+
+    /// The revision of the fork's first transaction: before it, there is nothing of this world.
+    #[must_use]
+    pub fn first_revision(&self) -> i64 {
+        self.revisions.iter().min().copied().unwrap_or_default()
+    }
+
+    /// The revision of the fork's last transaction: from it on, the world is whole.
+    #[must_use]
+    pub fn last_revision(&self) -> i64 {
+        self.revisions.iter().max().copied().unwrap_or_default()
+    }
+
+    /// The last revision of each resource: a watch cache that has it has all of that resource.
+    #[must_use]
+    pub fn last_revisions(&self) -> BTreeMap<&Resource, i64> {
+        // Ascending within each resource, so the last one stays.
+        self.changes().map(|change| (change.resource, change.revision)).collect()
+    }
+
+    /// Every version and deletion of every object, with its name and revision here, in the order of
+    /// the source's revisions, which within one resource is that of the fork's.
+    ///
+    /// Changes of different resources may be in another order here, and share a revision.
+    pub fn changes(&self) -> impl Iterator<Item = ObjectChange<'_>> {
+        self.source.changes().zip(&self.revisions).map(|(change, &revision)| ObjectChange {
+            name: self.renames.text(&change.name),
+            revision,
+            ..change
+        })
+    }
+
+    /// What became of a change of the source: the revision here of the change of that resource that
+    /// has this revision there. `None` if there is none.
+    ///
+    /// So a resourceVersion of an object in the source becomes that of the same version here.
+    #[must_use]
+    pub fn revision(&self, resource: &Resource, source: i64) -> Option<i64> {
+        let changes = self.source.changes().zip(&self.revisions);
+        let found = changes.filter(|(it, _)| it.revision == source && it.resource == resource);
+        // Several only where they were deleted together; the last one completes it.
+        found.last().map(|(_, &revision)| revision)
+    }
+
+    /// The objects of a directory as they were written, in order; `None` for a deletion.
+    pub(super) fn written(&self, directory: &str) -> Vec<(String, Option<Vec<u8>>)> {
+        let changes = self.source.raw().iter().filter(|it| &*it.record.directory == directory);
+        changes
+            .map(|change| (self.renames.text(&change.record.name), value(change, &self.renames)))
+            .collect()
+    }
+}
+
+/// Writes a moment under a name. `None` if `given_up` said so between two transactions. From the
+/// first one on, `unclaimed` is armed.
+pub(super) async fn replay(
+    shared: &Shared,
+    moment: &Moment,
+    namespace: &str,
+    unclaimed: &mut Unclaimed,
+    given_up: impl Fn() -> bool,
+) -> Result<Option<World>, WorldError> {
+    let renames = Renames::new(moment.namespace(), namespace, moment.uids(), fresh_uid);
+    let mut revisions = vec![0; moment.raw().len()];
+    let attempt = format!("fork {} into {namespace}", moment.namespace());
+    let mut first = true;
+    for batch in batches(moment) {
+        if given_up() {
+            return Ok(None);
+        }
+        let mut txn = Txn::default();
+        for &index in &batch {
+            txn.success.push(operation(&moment.raw()[index], &renames));
+        }
+        let (mark_key, mark_value) = mark(namespace, shared.owner.id());
+        if first {
+            unclaimed.namespace = Some(namespace.to_owned());
+            // The mark is there before anything else, and no name is used twice.
+            txn.success.push(Operation::put(mark_key.as_str(), mark_value));
+            let namespace_key = super::key::namespace_key(namespace);
+            txn.compare = vec![Compare::absent(&mark_key), Compare::absent(&namespace_key)];
+        } else {
+            // Somebody who took this process for dead may be erasing it.
+            txn.compare = vec![Compare::present(&mark_key)];
+        }
+        let done = shared.etcd.txn(&attempt, &txn).await?;
+        if !done.succeeded {
+            if first {
+                // Somebody else's.
+                unclaimed.namespace = None;
+            }
+            return Err(WorldError::Taken { namespace: namespace.to_owned() });
+        }
+        first = false;
+        for index in batch {
+            revisions[index] = done.header.revision;
+        }
+    }
+    Ok(Some(World { namespace: namespace.to_owned(), source: moment.clone(), renames, revisions }))
+}
+
+/// The indexes of the changes that go into each transaction.
+///
+/// The namespace and RBAC come first, so that the server has seen them when the rest comes.
+fn batches(moment: &Moment) -> Vec<Vec<usize>> {
+    let early = |directory: &str| matches!(directory, NAMESPACES | ROLES | ROLE_BINDINGS);
+    let mut batches = Vec::new();
+    for phase in [true, false] {
+        let mut queues: BTreeMap<&Arc<str>, VecDeque<usize>> = BTreeMap::new();
+        for (index, change) in moment.raw().iter().enumerate() {
+            let directory = &change.record.directory;
+            if early(directory) == phase {
+                queues.entry(directory).or_default().push_back(index);
+            }
+        }
+        while !queues.is_empty() {
+            let round: Vec<usize> = queues.values_mut().filter_map(VecDeque::pop_front).collect();
+            queues.retain(|_, queue| !queue.is_empty());
+            batches.extend(split(moment, round));
+        }
+    }
+    batches
+}
+
+/// One round, in as many transactions as etcd's limits ask for.
+fn split(moment: &Moment, round: Vec<usize>) -> Vec<Vec<usize>> {
+    let mut batches = vec![Vec::new()];
+    let mut size = 0;
+    for index in round {
+        let change = &moment.raw()[index];
+        let bytes = change.key.len() + change.record.value.as_ref().map_or(0, bytes::Bytes::len);
+        // One place is kept for the mark.
+        let full = batches.last().is_some_and(|batch| {
+            batch.len() + 1 >= MAX_OPERATIONS || (!batch.is_empty() && size + bytes > MAX_BYTES)
+        });
+        if full {
+            batches.push(Vec::new());
+            size = 0;
+        }
+        size += bytes;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(index);
+        }
+    }
+    batches
+}
+
+fn operation(change: &Change, renames: &Renames) -> Operation {
+    let mut key = change.key.clone().into_bytes();
+    renames.at(&mut key, &change.key_places);
+    match value(change, renames) {
+        Some(value) => Operation::put(key, value),
+        None => Operation::delete(key),
+    }
+}
+
+fn value(change: &Change, renames: &Renames) -> Option<Vec<u8>> {
+    let mut value = change.record.value.as_ref()?.to_vec();
+    renames.at(&mut value, &change.value_places);
+    Some(value)
+}

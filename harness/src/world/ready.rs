@@ -1,0 +1,230 @@
+//! When a fork may be used: once the API server's caches have it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::try_join_all;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::WorldError;
+use super::fork::World;
+use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES};
+use super::rbac::{Binding, Changes, Question, RoleRef, Rule, Subject, telling};
+
+/// What is awaited takes milliseconds; a crowded machine takes longer.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The authorizer has no event to offer, so it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How many bindings of a ClusterRole are told by one rule of it; the role itself is not the world's.
+const RULES_OF_A_CLUSTER_ROLE: usize = 1;
+
+impl World {
+    /// Waits until the API server shows all of the fork: each of its watch caches has the fork's
+    /// last change of that resource, and its authorizer gives the answers that the world's roles and
+    /// bindings ask for.
+    ///
+    /// `client` must be allowed to list everything in the world and to make access reviews, as a
+    /// plane's own user is. Waits for 30 s at most, wall clock. Dropping the future is harmless.
+    ///
+    /// # Errors
+    ///
+    /// [`WorldError::NotReady`], which says what was awaited; [`WorldError::Asking`] if the server
+    /// refuses a request, for example since the definition of a custom resource is gone.
+    pub async fn ready(&self, client: &Client) -> Result<(), WorldError> {
+        let deadline = Instant::now() + LIMIT;
+        let last = self.last_revisions();
+        let caches = self.source().resources().iter().filter_map(|(directory, known)| {
+            let revision = *last.get(&known.resource)?;
+            let path =
+                path(directory, &known.api_version, &known.resource.plural, self.namespace());
+            Some(self.cache_has(client, path, revision, deadline))
+        });
+        try_join_all(caches).await?;
+        let questions = self.questions(client).await?;
+        let answers = questions
+            .iter()
+            .map(|(question, answer)| self.authorizer_says(client, question, *answer, deadline));
+        try_join_all(answers).await?;
+        Ok(())
+    }
+
+    /// A LIST that may be answered from the cache, but not before the cache has this revision: the
+    /// server itself waits.
+    async fn cache_has(
+        &self,
+        client: &Client,
+        path: String,
+        revision: i64,
+        deadline: Instant,
+    ) -> Result<(), WorldError> {
+        // Nothing has this name: only the wait is wanted. Not `limit=1`, which bypasses the cache.
+        let query = format!(
+            "{path}?fieldSelector=metadata.name%3Dlaggard-none&resourceVersion={revision}\
+             &resourceVersionMatch=NotOlderThan"
+        );
+        let awaited = || format!("revision {revision} of {path}");
+        loop {
+            match tokio::time::timeout_at(deadline, self.request(client, get(&query))).await {
+                Ok(Ok(_)) => return Ok(()),
+                // The server waits for three seconds, says how far it is, and wants to be asked again.
+                Ok(Err(kube::Error::Api(status))) if status.code == 504 => {
+                    tracing::debug!(namespace = self.namespace(), %status, "not ready yet");
+                }
+                Ok(Err(error)) => return Err(self.asking(awaited(), error)),
+                Err(_) => return Err(self.not_ready(awaited(), String::new())),
+            }
+        }
+    }
+
+    async fn authorizer_says(
+        &self,
+        client: &Client,
+        question: &Question,
+        answer: bool,
+        deadline: Instant,
+    ) -> Result<(), WorldError> {
+        let review = review(question, self.namespace());
+        let mut last = Value::Null;
+        loop {
+            let asked = self.request(client, post(REVIEWS, &review));
+            let text = || format!("the access review {}, allowed: {answer}", review["spec"]);
+            match tokio::time::timeout_at(deadline, asked).await {
+                Ok(Ok(given)) => {
+                    last = given["status"].clone();
+                    if self.agrees(&last, answer) {
+                        return Ok(());
+                    }
+                }
+                Ok(Err(error)) => return Err(self.asking(text(), error)),
+                Err(_) => return Err(self.not_ready(text(), format!("; last: {last}"))),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// What is granted beyond this namespace is not the world's affair, and stays granted.
+    fn agrees(&self, status: &Value, answer: bool) -> bool {
+        let allowed = status["allowed"] == true;
+        let by_binding_here = || {
+            // `RBAC: allowed by RoleBinding "<name>/<namespace>" of …`
+            let reason = status["reason"].as_str().unwrap_or_default();
+            reason.contains(&format!("/{}\" of", self.namespace()))
+        };
+        match answer {
+            true => allowed,
+            false => !(allowed && by_binding_here()),
+        }
+    }
+
+    async fn questions(&self, client: &Client) -> Result<Vec<(Question, bool)>, WorldError> {
+        let bindings: Changes<Binding> = self
+            .written(ROLE_BINDINGS)
+            .into_iter()
+            .map(|(name, value)| (name, value.as_deref().and_then(Binding::of_stored)))
+            .collect();
+        if bindings.is_empty() {
+            return Ok(Vec::new());
+        }
+        let roles: Changes<Vec<Rule>> = self
+            .written(ROLES)
+            .into_iter()
+            .map(|(name, value)| (name, value.as_deref().map(Rule::of_role)))
+            .collect();
+        let mut cluster_roles = BTreeMap::new();
+        for binding in bindings.iter().filter_map(|(_, binding)| binding.as_ref()) {
+            if let RoleRef::ClusterRole(name) = &binding.role
+                && !cluster_roles.contains_key(name)
+            {
+                cluster_roles.insert(name.clone(), self.cluster_role(client, name).await?);
+            }
+        }
+        Ok(telling(&roles, &bindings, &cluster_roles))
+    }
+
+    /// The rules of a ClusterRole, as far as they are needed; none if there is no such role.
+    async fn cluster_role(&self, client: &Client, name: &str) -> Result<Vec<Rule>, WorldError> {
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}");
+        let role = match self.request(client, get(&path)).await {
+            Ok(role) => role,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
+            Err(error) => return Err(self.asking(format!("get the ClusterRole {name}"), error)),
+        };
+        let texts = |value: &Value| -> Vec<String> {
+            let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+            texts.map(str::to_owned).collect()
+        };
+        let rules = role["rules"].as_array().into_iter().flatten().map(|rule| Rule {
+            verbs: texts(&rule["verbs"]),
+            groups: texts(&rule["apiGroups"]),
+            resources: texts(&rule["resources"]),
+            names: texts(&rule["resourceNames"]),
+        });
+        let rules = rules.filter(|rule| !rule.resources.is_empty());
+        Ok(rules.take(RULES_OF_A_CLUSTER_ROLE).collect())
+    }
+
+    async fn request(
+        &self,
+        client: &Client,
+        request: Result<http::Request<Vec<u8>>, http::Error>,
+    ) -> Result<Value, kube::Error> {
+        client.request(request.map_err(kube::Error::HttpError)?).await
+    }
+
+    fn asking(&self, attempt: String, error: kube::Error) -> WorldError {
+        let namespace = self.namespace().to_owned();
+        WorldError::Asking { namespace, attempt, source: Box::new(error) }
+    }
+
+    fn not_ready(&self, awaited: String, last: String) -> WorldError {
+        let namespace = self.namespace().to_owned();
+        WorldError::NotReady { namespace, awaited, limit: LIMIT, last }
+    }
+}
+
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+
+fn review(question: &Question, namespace: &str) -> Value {
+    let (resource, subresource) =
+        question.resource.split_once('/').unwrap_or((&question.resource, ""));
+    let mut spec = json!({
+        "resourceAttributes": {
+            "namespace": namespace,
+            "verb": question.verb,
+            "group": question.group,
+            "resource": resource,
+            "subresource": subresource,
+            "name": question.name.as_deref().unwrap_or_default(),
+        },
+    });
+    match &question.subject {
+        Subject::User(user) => spec["user"] = json!(user),
+        Subject::Group(group) => spec["groups"] = json!([group]),
+    }
+    json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
+    })
+}
+
+/// The path of a collection in a namespace, or of all namespaces.
+fn path(directory: &str, api_version: &str, plural: &str, namespace: &str) -> String {
+    let root = if api_version.contains('/') { "apis" } else { "api" };
+    match directory {
+        NAMESPACES => format!("/{root}/{api_version}/{plural}"),
+        _ => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
+    }
+}
+
+fn get(path: &str) -> Result<http::Request<Vec<u8>>, http::Error> {
+    http::Request::get(path).body(Vec::new())
+}
+
+fn post(path: &str, body: &Value) -> Result<http::Request<Vec<u8>>, http::Error> {
+    http::Request::post(path)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body.to_string().into_bytes())
+}

@@ -1,0 +1,102 @@
+//! What is erased is gone, whoever wrote to it meanwhile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use laggard::Plane;
+use laggard::plane::{BackendKind, Flags};
+use laggard::world::{WorldError, Worlds};
+use serde_json::json;
+
+use super::stage::{Stage, etcd, keys_of_worlds, request, rounds};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn erasures_under_late_writers_leave_no_key() -> Result<()> {
+    for cache in ["true", "false"] {
+        let flags = Flags::new().set("watch-cache", cache);
+        let builder = Plane::builder().backend(BackendKind::Process).apiserver_flags(flags);
+        let stage = Stage::of(builder).await?;
+        erase_under_late_writers(&stage).await?;
+        stage.stop().await?;
+    }
+    Ok(())
+}
+
+async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
+    let source = stage.namespace().await?;
+    let maps = format!("/api/v1/namespaces/{source}/configmaps");
+    let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{source}/leases");
+    for number in 0..3 {
+        stage.create(&maps, &json!({ "metadata": { "name": format!("o{number}") } })).await?;
+    }
+    let moment = stage.worlds.moment(&source).await?;
+    let late = Arc::new(AtomicUsize::new(0));
+    for _ in 0..rounds(100)? {
+        let world = stage.worlds.fork(&moment).await?;
+        let (begun, erased) =
+            (Arc::new(tokio::sync::Barrier::new(4)), Arc::new(AtomicUsize::new(0)));
+        let mut writers = Vec::new();
+        for (writer, path) in [&maps, &maps, &leases].into_iter().enumerate() {
+            let path = path.replace(&source, world.namespace());
+            let (client, late) = (stage.client.clone(), late.clone());
+            let (begun, erased) = (begun.clone(), erased.clone());
+            writers.push(tokio::spawn(async move {
+                begun.wait().await;
+                // Until the namespace is gone for the API server, too.
+                for number in 0.. {
+                    let name = format!("late-{writer}-{number}");
+                    let body = json!({ "metadata": { "name": name } });
+                    let begun_late = erased.load(Ordering::SeqCst);
+                    match request(&client, "POST", &path, Some(&body)).await {
+                        Ok(_) => late.fetch_add(begun_late, Ordering::SeqCst),
+                        Err(_) => return,
+                    };
+                }
+            }));
+        }
+        begun.wait().await;
+        stage.worlds.erase(world).await?;
+        erased.store(1, Ordering::SeqCst);
+        for writer in writers {
+            writer.await?;
+        }
+    }
+    println!("{} writes that began after an erasure had returned", late.load(Ordering::SeqCst));
+    stage.worlds.settle().await?;
+    stage.worlds.erase_namespace(&source).await?;
+    assert_eq!(keys_of_worlds(&stage.plane).await?, [""; 0]);
+    Ok(())
+}
+
+/// What is written long after, when nobody who erased anything is there any more.
+#[tokio::test]
+async fn a_sweep_removes_what_came_after_the_erasure() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let source = stage.namespace().await?;
+    let orphan = stage.namespace().await?;
+    stage.worlds.erase_namespace(&orphan).await?;
+    stage.worlds.clone().close().await?;
+    let Stage { plane, client, worlds } = stage;
+    drop(worlds);
+    use base64::Engine as _;
+    let key = format!("/registry/configmaps/{orphan}/late");
+    let key = base64::engine::general_purpose::STANDARD.encode(key);
+    etcd(&plane, "/v3/kv/put", json!({ "key": key, "value": "" })).await?;
+    assert_eq!(keys_of_worlds(&plane).await?.len(), 2);
+
+    let worlds = Worlds::new(&plane.etcd()?).await?;
+    let left = keys_of_worlds(&plane).await?;
+    assert_eq!(left, [format!("/registry/namespaces/{source}")], "only what has a namespace stays");
+    drop(Stage { plane, client, worlds });
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_a_world_can_be_erased() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let error = stage.worlds.erase_namespace("default").await.expect_err("it is no world");
+    assert!(matches!(error, WorldError::Name { .. }), "{error:?}");
+    request(&stage.client, "GET", "/api/v1/namespaces/default", None).await?;
+    stage.stop().await
+}

@@ -1,0 +1,216 @@
+//! A fork that is interrupted leaves nothing: when nobody waits for it any more, when etcd fails
+//! in the middle of it, when its process is killed.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use laggard::Plane;
+use laggard::plane::BackendKind;
+use laggard::world::{EtcdAddress, WorldError, Worlds};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
+
+use super::stage::{Stage, etcd, keys_of_worlds, rounds};
+
+/// Where the child finds etcd, and what it forks.
+const SOCKET: &str = "LAGGARD_TEST_ETCD";
+const SOURCE: &str = "LAGGARD_TEST_SOURCE";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_that_nobody_waits_for_any_more_leaves_nothing() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let source = source(&stage).await?;
+    let moment = stage.worlds.moment(&source).await?;
+    let (mut whole, mut dropped) = (0, 0);
+    for round in 0..rounds(200)? {
+        // From before the first transaction until after the last.
+        let patience = Duration::from_micros(500 * (round as u64 % 100));
+        match tokio::time::timeout(patience, stage.worlds.fork(&moment)).await {
+            Ok(world) => {
+                whole += 1;
+                stage.worlds.erase(world?).await?;
+            }
+            Err(_) => dropped += 1,
+        }
+    }
+    println!("{dropped} given up, {whole} whole");
+    assert!(dropped > 0, "nothing was interrupted");
+    stage.worlds.settle().await?;
+    assert_eq!(keys_of_others(&stage, &source).await?, [""; 0]);
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_that_fails_in_the_middle_leaves_nothing() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let source = source(&stage).await?;
+    let directory = tempfile::tempdir()?;
+    let EtcdAddress::Unix(socket) = stage.plane.etcd()? else { anyhow::bail!("no socket") };
+    let between = Between::start(&directory.path().join("s"), socket)?;
+    let worlds = Worlds::new(&EtcdAddress::Unix(directory.path().join("s"))).await?;
+    let moment = worlds.moment(&source).await?;
+    for cut_after in 0..20 {
+        between.cut_after(cut_after);
+        let error = worlds.fork(&moment).await.expect_err("the connection was cut");
+        assert!(matches!(error, WorldError::Etcd { .. }), "{error:?}");
+        assert!(between.has_cut(), "it failed by itself: {error:?}");
+        worlds.settle().await?;
+        let left = keys_of_others(&stage, &source).await?;
+        assert_eq!(left, [""; 0], "cut after request {cut_after}");
+    }
+    worlds.close().await?;
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_left_is_swept() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let source = source(&stage).await?;
+    let EtcdAddress::Unix(socket) = stage.plane.etcd()? else { anyhow::bail!("no socket") };
+    let mut swept = 0;
+    for round in 0..rounds(5)? {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--exact", "--nocapture", "world::interrupted::in_a_process_that_is_killed"])
+            .env(SOCKET, &socket)
+            .env(SOURCE, &source)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        tokio::task::spawn_blocking(move || -> Result<()> {
+            for line in output.lines() {
+                if line?.contains("forking") {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("the child ended by itself")
+        })
+        .await??;
+        tokio::time::sleep(Duration::from_micros(1_700 * round as u64)).await;
+        child.kill()?;
+        child.wait()?;
+        // While its lease lasts nobody can know; then it is dead for everybody.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while owners(&stage.plane).await? > 1 {
+            anyhow::ensure!(Instant::now() < deadline, "a dead owner still counts as alive");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        swept += stage.worlds.sweep().await?.len();
+        assert_eq!(keys_of_others(&stage, &source).await?, [""; 0], "round {round}");
+    }
+    println!("{swept} worlds were swept");
+    assert!(swept > 0, "no child was killed while it had a world");
+    stage.stop().await
+}
+
+/// Not a test of its own: the child of the test above.
+#[tokio::test]
+async fn in_a_process_that_is_killed() -> Result<()> {
+    let (Some(socket), Ok(source)) = (std::env::var_os(SOCKET), std::env::var(SOURCE)) else {
+        return Ok(());
+    };
+    let address = EtcdAddress::Unix(socket.into());
+    let worlds = Worlds::with_patience(&address, Duration::from_secs(1)).await?;
+    let moment = worlds.moment(&source).await?;
+    println!("forking");
+    loop {
+        let world = worlds.fork(&moment).await?;
+        worlds.erase(world).await?;
+    }
+}
+
+/// With the namespace of its source, one fork takes more than twenty transactions.
+async fn source(stage: &Stage) -> Result<String> {
+    let source = stage.namespace().await?;
+    for number in 0..25 {
+        let path = format!("/api/v1/namespaces/{source}/configmaps");
+        stage.create(&path, &json!({ "metadata": { "name": format!("o{number}") } })).await?;
+    }
+    Ok(source)
+}
+
+/// The keys of all worlds but this one.
+async fn keys_of_others(stage: &Stage, source: &str) -> Result<Vec<String>> {
+    let mut keys = keys_of_worlds(&stage.plane).await?;
+    keys.retain(|key| !key.contains(source));
+    Ok(keys)
+}
+
+async fn owners(plane: &Plane) -> Result<usize> {
+    use base64::Engine as _;
+    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let body = json!({
+        "key": encoded("/laggard/owners/"), "range_end": encoded("/laggard/owners0"),
+        "keys_only": true,
+    });
+    let answer = etcd(plane, "/v3/kv/range", body).await?;
+    Ok(answer["kvs"].as_array().map_or(0, Vec::len))
+}
+
+/// Stands between a client and etcd, and cuts a connection at the transaction it is told.
+struct Between {
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    armed: AtomicBool,
+    left: AtomicUsize,
+}
+
+impl Between {
+    fn start(path: &Path, etcd: PathBuf) -> Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        let state = Arc::new(State::default());
+        let accepting = state.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = UnixStream::connect(&etcd).await else { return };
+                tokio::spawn(carry(client, server, accepting.clone()));
+            }
+        });
+        Ok(Self { state })
+    }
+
+    /// Carries so many transactions of a fork, and answers no further one.
+    fn cut_after(&self, transactions: usize) {
+        self.state.left.store(transactions, Ordering::SeqCst);
+        self.state.armed.store(true, Ordering::SeqCst);
+    }
+
+    fn has_cut(&self) -> bool {
+        !self.state.armed.load(Ordering::SeqCst)
+    }
+}
+
+/// Requests are small and sent one at a time, so each is counted where its head comes by.
+async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = tokio::spawn(async move {
+        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+    });
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+        if buffer[..read].starts_with(b"POST /v3/kv/txn") && state.armed.load(Ordering::SeqCst) {
+            if state.left.load(Ordering::SeqCst) == 0 {
+                // It reaches etcd, which may carry it out; but nobody hears of it.
+                answers.abort();
+                let _ = to_server.write_all(&buffer[..read]).await;
+                state.armed.store(false, Ordering::SeqCst);
+                return;
+            }
+            state.left.fetch_sub(1, Ordering::SeqCst);
+        }
+        if to_server.write_all(&buffer[..read]).await.is_err() {
+            break;
+        }
+    }
+    answers.abort();
+}
