@@ -50,9 +50,12 @@ pub struct Cache<K> {
     engine: Arc<Engine>,
     stream: usize,
     /// The objects that have been read, so that one version is one `Arc`, as in a `Store`.
-    parsed: Arc<Mutex<HashMap<(ObjectKey, String), Arc<K>>>>,
+    parsed: Arc<Mutex<Parsed<K>>>,
     projection: Option<Projection>,
 }
+
+/// Objects by name and resource version.
+type Parsed<K> = HashMap<(ObjectKey, String), Arc<K>>;
 
 /// What of an object its reader looks at.
 type Projection = Arc<dyn Fn(&Value) -> Value + Send + Sync>;

@@ -20,6 +20,7 @@ use crate::lag::model::{FieldSelector, LabelSelector};
 
 /// Plural name, namespace, name.
 type Key = (String, String, String);
+type Sender = mpsc::UnboundedSender<Result<Bytes, BoxError>>;
 type ServerBody = UnsyncBoxBody<Bytes, BoxError>;
 
 #[derive(Clone, Default)]
@@ -36,7 +37,7 @@ struct State {
     /// The state that requests at resource version 0 see, where it is not the newest.
     any_state: Option<u64>,
     /// Frames wait here while the events are stalled.
-    stalled: Option<Vec<(mpsc::UnboundedSender<Result<Bytes, BoxError>>, Bytes)>>,
+    stalled: Option<Vec<(Sender, Bytes)>>,
     uids: u64,
     log: Vec<String>,
     encodings: Vec<Option<String>>,
@@ -54,7 +55,7 @@ struct Commit {
 
 struct Watch {
     query: Query,
-    to: mpsc::UnboundedSender<Result<Bytes, BoxError>>,
+    to: Sender,
 }
 
 #[derive(Clone, Default)]
@@ -536,11 +537,7 @@ impl Query {
     }
 }
 
-fn deliver(
-    stalled: &mut Option<Vec<(mpsc::UnboundedSender<Result<Bytes, BoxError>>, Bytes)>>,
-    to: &mpsc::UnboundedSender<Result<Bytes, BoxError>>,
-    frame: Bytes,
-) {
+fn deliver(stalled: &mut Option<Vec<(Sender, Bytes)>>, to: &Sender, frame: Bytes) {
     match stalled {
         Some(stalled) => stalled.push((to.clone(), frame)),
         None => drop(to.send(Ok(frame))),
