@@ -109,6 +109,26 @@ async fn what_a_killed_process_left_is_swept() -> Result<()> {
     stage.stop().await
 }
 
+#[tokio::test]
+async fn an_owner_that_lives_is_never_taken_for_dead() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let source = source(&stage).await?;
+    let worlds = Worlds::with_patience(&stage.plane.etcd()?, Duration::from_secs(4)).await?;
+    let moment = worlds.moment(&source).await?;
+    let world = worlds.fork(&moment).await?;
+    // Three times as long as a dead one would last.
+    let until = Instant::now() + Duration::from_secs(12);
+    while Instant::now() < until {
+        assert_eq!(stage.worlds.sweep().await?, [""; 0]);
+        assert_eq!(owners(&stage.plane).await?, 2);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let name = world.namespace().to_owned();
+    worlds.close().await?;
+    assert_eq!(stage.worlds.sweep().await?, [name], "now its world belongs to nobody");
+    stage.stop().await
+}
+
 /// Not a test of its own: the child of the test above.
 #[tokio::test]
 async fn in_a_process_that_is_killed() -> Result<()> {
