@@ -49,6 +49,11 @@ impl Stage {
     }
 
     pub(crate) async fn of(builder: PlaneBuilder) -> Result<Self> {
+        // One is set already for every test but the first.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let plane = builder.start().await?;
         let worlds = Worlds::new(&plane.etcd()?).await?;
         Ok(Self { client: plane.client()?, worlds, plane })
