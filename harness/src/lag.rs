@@ -51,13 +51,19 @@ use tower::{BoxError, Service, ServiceExt};
 use crate::connect::{Connector, Upstream};
 
 mod answers;
+mod boundary;
+mod cache;
+mod choices;
 mod engine;
 mod error;
+mod fence;
 mod filter;
 mod flips;
 mod layer;
 pub mod model;
+mod passes;
 mod released;
+mod relist;
 mod requests;
 mod selector;
 mod streams;
@@ -70,12 +76,22 @@ mod tests;
 
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
+    boundary::{Boundary, Scheduler},
+    cache::{Cache, ReadLog},
+    choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},
+    fence::FenceError,
+    passes::{PassError, Passes},
     released::Released,
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
 };
-use self::{engine::Engine, layer::LagService, model::StreamDescription};
+use self::{
+    engine::Engine,
+    filter::Filter,
+    layer::{ActorService, LagService},
+    model::StreamDescription,
+};
 
 /// How long a verb waits unless [`Lag::with_deadline`] says otherwise.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -139,6 +155,22 @@ impl Lag {
         self
     }
 
+    /// Whether the reply to a write waits for the event of that write; it does unless this says `false`,
+    /// for all handles on it.
+    ///
+    /// A fenced reply is handed back once every open stream that must show the write has *received* its event,
+    /// held or not. So [`behind`](StreamSelector::behind) is exact right after a write of these clients. A
+    /// write that changed nothing does not wait; a deletion waits for that of the object with its UID.
+    /// Writes of other clients, and events of other writes on their way, are not waited for.
+    ///
+    /// If the event does not arrive within the deadline, the request fails with a [`FenceError`] in a
+    /// [`kube::Error::Service`], though the write has taken effect.
+    #[must_use]
+    pub fn with_fences(self, fences: bool) -> Self {
+        self.engine.set_fences(fences);
+        self
+    }
+
     /// An ordinary client, with connections of its own.
     ///
     /// It belongs to the runtime in which it is made, of either flavour. Tokio's paused time is not for it:
@@ -148,13 +180,61 @@ impl Lag {
     /// Outside a Tokio runtime, as every way to make a kube client.
     #[must_use]
     pub fn client(&self) -> Client {
-        let (upstream, namespace) = match &self.source {
+        let (upstream, namespace) = self.upstream();
+        Client::new(LagService { engine: Arc::clone(&self.engine), upstream }, namespace)
+    }
+
+    /// An ordinary client for those who are not under test: a user, a kubelet, another controller.
+    ///
+    /// Its writes are fenced as those of [`client`](Self::client) are. Its requests are not recorded, answered or
+    /// flipped, are no boundaries, and its watches are no streams.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime, as every way to make a kube client.
+    #[must_use]
+    pub fn actor_client(&self) -> Client {
+        let (upstream, namespace) = self.upstream();
+        Client::new(ActorService { engine: Arc::clone(&self.engine), upstream }, namespace)
+    }
+
+    fn upstream(&self) -> (Upstream, &str) {
+        match &self.source {
             Source::Server(connector) => (connector.upstream(), connector.default_namespace()),
             Source::Service { upstream, default_namespace } => {
                 (upstream.clone(), default_namespace.as_str())
             }
-        };
-        Client::new(LagService { engine: Arc::clone(&self.engine), upstream }, namespace)
+        }
+    }
+
+    /// Holds every stream, now and later, of whatever resource and form.
+    pub fn hold(&self) {
+        self.every_stream().hold();
+    }
+
+    /// Lifts every hold; see [`StreamSelector::release_all`].
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn release_all(&self) -> Result<Vec<Released>, StreamError> {
+        self.every_stream().release_all().await
+    }
+
+    fn every_stream(&self) -> StreamSelector<()> {
+        StreamSelector::from_filter(Arc::clone(&self.engine), Filter::everything())
+    }
+
+    /// Asks `scheduler` from now on, at every boundary, what the held streams show; the one before is dropped.
+    ///
+    /// A boundary is the moment before the reply to a request of a [`client`](Self::client) is handed back, watches
+    /// left out; the write has taken effect and is fenced. Replies go back in the order of their requests
+    /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first.
+    pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
+        drop(self.engine.schedule.set(Some(Box::new(scheduler))));
+    }
+
+    /// Asks no scheduler any more; holds stay as they are.
+    pub fn clear_scheduler(&self) {
+        drop(self.engine.schedule.set(None));
     }
 
     /// Names the streams that carry whole objects of `K`; to be narrowed, held and released.
@@ -190,6 +270,23 @@ impl Lag {
     /// heeded, and of field selectors only `metadata.name` and `metadata.namespace` are known.
     pub fn flip(&self, requests: Requests) -> FlipHandle {
         self.engine.rules.flip(requests)
+    }
+
+    /// The passes whose reconcile function is bracketed with [`Passes::run`].
+    #[must_use]
+    pub fn passes(&self) -> Passes {
+        Passes::new(Arc::clone(&self.engine))
+    }
+
+    /// The reads of its [caches](Cache) so far, in order.
+    #[must_use]
+    pub fn reads(&self) -> ReadLog {
+        self.engine.reads.log()
+    }
+
+    /// Forgets the reads so far.
+    pub fn clear_reads(&self) {
+        self.engine.reads.clear();
     }
 
     /// The requests made so far by all its clients, in order, from the last [`clear_requests`](Self::clear_requests).

@@ -16,6 +16,7 @@ use kube::{Client, Resource as _, ResourceExt as _};
 use tracing::Instrument as _;
 
 use crate::api::{FINALIZER, Phase, PlanPhase, SeiNode, SeiNodeStatus};
+use crate::plan::Class;
 use crate::plan::executor::{self, Run};
 use crate::plan::planner::{self, Resolution};
 use crate::readers::{Cached, Live, ReadError, reflect, within};
@@ -70,14 +71,17 @@ impl Context {
         }
     }
 
-    async fn report(&self, node: &SeiNode, type_: EventType, reason: &str, note: String) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
+    /// Events of one reason and action are counted as one, under the text of the first: so the
+    /// action has to tell apart what is not the same.
+    async fn report(
+        &self,
+        node: &SeiNode,
+        type_: EventType,
+        (reason, action): (&str, String),
+        note: String,
+    ) {
+        let event =
+            Event { type_, reason: reason.to_owned(), note: Some(note), action, secondary: None };
         let reference = node.object_ref(&());
         let publish = self.recorder.publish(&event, &reference);
         let publish = publish.instrument(tracing::info_span!("event"));
@@ -282,10 +286,11 @@ impl Pass<'_> {
         run: Option<&Run>,
     ) {
         if let Some(Run::Failed { message }) = run {
-            let class = after.plan.as_ref().map(crate::plan::Class::of);
-            if class != Some(crate::plan::Class::Init) {
-                let note = message.clone();
-                self.context.report(node, EventType::Warning, "NodeUpdateFailed", note).await;
+            let plan = after.plan.as_ref();
+            if plan.map(Class::of) != Some(Class::Init) {
+                let action = plan.map_or_else(String::new, |plan| plan.id.clone());
+                let what = ("NodeUpdateFailed", action);
+                self.context.report(node, EventType::Warning, what, message.clone()).await;
             }
         }
         if before.phase != after.phase
@@ -293,14 +298,16 @@ impl Pass<'_> {
         {
             let from = before.phase.map_or_else(|| "none".to_owned(), |phase| phase.to_string());
             let note = format!("phase {from} -> {phase}");
-            self.context.report(node, EventType::Normal, "PhaseTransition", note).await;
+            let what = ("PhaseTransition", phase.to_string());
+            self.context.report(node, EventType::Normal, what, note).await;
             if phase == Phase::Failed {
                 let plan = after.plan.as_ref().filter(|plan| plan.phase == PlanPhase::Failed);
                 let detail = plan.and_then(|plan| plan.failed_task_detail.as_ref());
                 let note = detail.map_or_else(String::new, |detail| {
                     format!("task {}: {}", detail.kind, detail.error)
                 });
-                self.context.report(node, EventType::Warning, "NodeFailed", note).await;
+                let action = plan.map_or_else(String::new, |plan| plan.id.clone());
+                self.context.report(node, EventType::Warning, ("NodeFailed", action), note).await;
             }
         }
         let ready = |status: &SeiNodeStatus| {
@@ -309,13 +316,13 @@ impl Pass<'_> {
         match (ready(before), ready(after)) {
             (Some(true), Some(false)) => {
                 let note = "the sidecar is no longer ready".to_owned();
-                self.context.report(node, EventType::Warning, "SidecarReadinessLost", note).await;
+                let what = ("SidecarReadinessLost", "Probe".to_owned());
+                self.context.report(node, EventType::Warning, what, note).await;
             }
             (Some(false), Some(true)) => {
                 let note = "the sidecar is ready again".to_owned();
-                self.context
-                    .report(node, EventType::Normal, "SidecarReadinessRestored", note)
-                    .await;
+                let what = ("SidecarReadinessRestored", "Probe".to_owned());
+                self.context.report(node, EventType::Normal, what, note).await;
             }
             _ => {}
         }

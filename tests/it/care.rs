@@ -8,8 +8,8 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use laggard::lag::Requests;
 use laggard::plane::BackendKind::Process;
 use rollout_tests::Stage;
-use rollout_tests::stage::{Kubelet, NODE, is_complete};
-use seinode_operator::api::{Phase, PlanPhase, SeiNode, TaskStatus};
+use rollout_tests::stage::{NODE, is_complete};
+use seinode_operator::api::{Phase, PlanPhase, TaskStatus};
 use seinode_operator::readers::reflect;
 use seinode_operator::status::{IMAGE_RUNNING, condition};
 use serde_json::json;
@@ -57,10 +57,7 @@ async fn w5_a_stale_list_cannot_delete_the_new_pod() -> Result<()> {
     view.opened().await?;
     view.hold();
 
-    stage.pause().await?;
-    stage.set_image("v2").await?;
-    stage.pass().await?; // writes the plan down
-    stage.pass().await?; // applies, and waits in replace-pod
+    stage.apply_paused("v2").await?;
     stage.resume().await?;
     stage.observed(0).await?;
     // Somebody else replaces the pod: an eviction, say.
@@ -105,10 +102,7 @@ async fn w6_an_empty_view_does_not_complete_the_replacement() -> Result<()> {
     stage.create_node("v1").await?;
     stage.converge().await?;
     let old = stage.pod().await?.context("no pod")?;
-    stage.pause().await?;
-    stage.set_image("v2").await?;
-    stage.pass().await?; // writes the plan down
-    stage.pass().await?; // applies, and waits in replace-pod
+    stage.apply_paused("v2").await?;
     stage.resume().await?;
     stage.observed(0).await?;
     stage.pause().await?;
@@ -139,13 +133,7 @@ async fn w16_an_image_that_never_started_is_never_stamped() -> Result<()> {
     let stage = Stage::settled(Process).await?;
     let old = stage.pod().await?.context("no pod")?;
     stage.set_image("v2").await?;
-    let replaced = |node: &SeiNode| {
-        let plan = node.status_or_default().plan;
-        plan.is_some_and(|plan| {
-            plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-        })
-    };
-    stage.passes_until("replace-pod to be complete", replaced, Kubelet::Absent).await?;
+    stage.replace_pod().await?;
     stage.pod_until(old.uid().as_deref()).await?;
     stage.observed(1).await?;
     stage.report_container(json!({ "waiting": { "reason": "ImagePullBackOff" } })).await?;

@@ -9,7 +9,7 @@ use kube::api::ListParams;
 use laggard::lag::{Answer, Requests};
 use laggard::plane::BackendKind::{self, Container, Process};
 use rollout_tests::Stage;
-use rollout_tests::stage::{Kubelet, NODE, is_complete};
+use rollout_tests::stage::{NODE, is_complete};
 use rstest::rstest;
 use seinode_operator::api::{Phase, PlanPhase, TaskStatus};
 use seinode_operator::status::{NODE_UPDATE_IN_PROGRESS, condition};
@@ -41,13 +41,7 @@ async fn s6_external_deletion_is_terminal(
         stage.pass().await?;
         stage.pass().await?;
     } else {
-        let waits = |node: &seinode_operator::api::SeiNode| {
-            let plan = node.status_or_default().plan;
-            plan.is_some_and(|plan| {
-                plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-            })
-        };
-        stage.passes_until("observe-image to be reached", waits, Kubelet::Absent).await?;
+        stage.replace_pod().await?;
     }
     ensure!(stage.task(task).await?.status == TaskStatus::Pending);
     let plan = stage.status().await?.plan.context("no plan")?.id;

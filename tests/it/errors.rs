@@ -5,8 +5,8 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use laggard::lag::{Answer, Requests};
 use laggard::plane::BackendKind::Process;
 use rollout_tests::Stage;
-use rollout_tests::stage::{Kubelet, NODE, is_complete};
-use seinode_operator::api::{PlanPhase, SeiNode, TaskStatus};
+use rollout_tests::stage::NODE;
+use seinode_operator::api::{PlanPhase, TaskStatus};
 use seinode_operator::readers::ReadError;
 
 /// S7, for each task and each answer, on one plane.
@@ -20,13 +20,7 @@ async fn s7_a_read_that_fails_is_transient() -> Result<()> {
     every_answer_is_transient(&stage, "replace-pod").await?;
 
     stage.resume().await?;
-    let reached = |node: &SeiNode| {
-        let plan = node.status_or_default().plan;
-        plan.is_some_and(|plan| {
-            plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-        })
-    };
-    stage.passes_until("observe-image to be reached", reached, Kubelet::Absent).await?;
+    stage.replace_pod().await?;
     every_answer_is_transient(&stage, "observe-image").await?;
 
     stage.converge().await?;

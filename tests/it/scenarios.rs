@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt as _;
 use laggard::lag::Requests;
 use rollout_tests::Stage;
-use rollout_tests::stage::{Kubelet, NODE, is_complete};
+use rollout_tests::stage::{NODE, is_complete};
 use seinode_operator::api::Target;
 use seinode_operator::api::{Phase, TaskPlan};
 use seinode_operator::plan::new_plan;
@@ -26,6 +26,12 @@ pub(crate) async fn s1_lag_cannot_complete_a_rollout(stage: &Stage) -> Result<()
     stage.pass().await?;
     stage.cache_is_behind().await?;
 
+    let requests = stage.lag.requests();
+    let reads = requests.matching(&Requests::get::<StatefulSet>());
+    ensure!(
+        reads.len() == 2 && reads.iter().all(|read| read.resource_version_asked.is_none()),
+        "a GET at a resource version may be answered from the API server's own cache\n{reads}"
+    );
     let status = stage.status().await?;
     let replace = stage.task("replace-pod").await?;
     stage.claim(!is_complete(&replace), "replace-pod must be Pending after this pass")?;
@@ -121,14 +127,7 @@ pub(crate) async fn s15_a_held_cache_does_not_delay_the_stamp(stage: &Stage) -> 
     let old = stage.pod().await?.context("a settled node has a pod")?;
     stage.sets().hold();
     stage.set_image("v2").await?;
-    let replaced = |node: &seinode_operator::api::SeiNode| {
-        let status = node.status_or_default();
-        status.plan.is_some_and(|plan| {
-            plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-        })
-    };
-    // Nobody plays the kubelet yet, so observe-image cannot complete on the way.
-    stage.passes_until("replace-pod to be complete", replaced, Kubelet::Absent).await?;
+    stage.replace_pod().await?;
     stage.pod_until(old.uid().as_deref()).await?;
     stage.observed(1).await?;
     stage.play_kubelet().await?;

@@ -51,7 +51,7 @@ pub struct Stage {
     changes: Arc<Notify>,
     /// The watches; aborted with the stage.
     watches: JoinSet<()>,
-    plane: Plane,
+    plane: Arc<Plane>,
 }
 
 /// An assertion about a stale read did not hold: what was claimed, and everything that explains it.
@@ -83,13 +83,35 @@ impl Stage {
     ///
     /// If the plane does not come up.
     pub async fn empty(backend: BackendKind) -> Result<Self> {
+        Self::empty_on(Arc::new(Self::plane(backend).await?)).await
+    }
+
+    /// A plane as every stage needs it.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not come up.
+    pub async fn plane(backend: BackendKind) -> Result<Plane> {
         trace();
         let plane = Plane::builder()
             .backend(backend)
-            .controllers([Controller::StatefulSet])
+            // The collector, too: on its resume the StatefulSet controller may hear that a pod is gone
+            // before it hears that its set is, and make a pod for a set that is no more. Nobody
+            // else removes that, and the next set of the name could not make its own.
+            .controllers([Controller::StatefulSet, Controller::GarbageCollector])
             .crds([SeiNode::crd()])
             .start()
             .await?;
+        Ok(plane)
+    }
+
+    /// A stage without a node, in a namespace of its own on a plane that others use too. Pausing the
+    /// controllers pauses them for all.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not answer.
+    pub async fn empty_on(plane: Arc<Plane>) -> Result<Self> {
         let namespace = plane.namespace("rollout").await?;
         let lag = Lag::over(plane.config())?;
         let sidecar = Sidecar::start().await?;
@@ -106,9 +128,10 @@ impl Stage {
         let (nodes, feed_nodes) = reflect(Api::namespaced(cached_client.clone(), &namespace));
         let (sets, feed_sets) = reflect(Api::namespaced(cached_client.clone(), &namespace));
         let mut watches = JoinSet::new();
+        // One after the other: the order of the streams is part of what a search repeats.
         watches.spawn(feed_nodes);
-        watches.spawn(feed_sets);
         lag.stream::<SeiNode>().opened().await?;
+        watches.spawn(feed_sets);
         lag.stream::<StatefulSet>().opened().await?;
         let sidecars = Arc::new(Stub { url: sidecar.url(), settings: settings.clone() });
         let cached = Cached::new(nodes, sets);
@@ -121,7 +144,7 @@ impl Stage {
         Ok(Self { lag, context, sidecar, namespace, client, clock, changes, watches, plane })
     }
 
-    /// Ends the plane. (Dropping the stage does too.)
+    /// Ends the plane, if nobody else uses it. (Dropping the stage does too.)
     ///
     /// # Errors
     ///
@@ -130,7 +153,9 @@ impl Stage {
         let Self { mut watches, plane, .. } = self;
         // First, or each of them reports that its server is gone.
         watches.shutdown().await;
-        plane.stop().await?;
+        if let Some(plane) = Arc::into_inner(plane) {
+            plane.stop().await?;
+        }
         Ok(())
     }
 
@@ -219,6 +244,35 @@ impl Stage {
         Ok(self.plane.resume_controllers().await?)
     }
 
+    /// Asks for another image with the StatefulSet controller paused, and passes until the plan has
+    /// applied it and waits in replace-pod.
+    ///
+    /// # Errors
+    ///
+    /// If a pass fails.
+    pub async fn apply_paused(&self, image: &str) -> Result<()> {
+        self.pause().await?;
+        self.set_image(image).await?;
+        self.pass().await?; // writes the plan down
+        self.pass().await?;
+        Ok(())
+    }
+
+    /// Passes until replace-pod is complete, with nobody who starts the new pod.
+    ///
+    /// # Errors
+    ///
+    /// As [`passes_until`](Self::passes_until).
+    pub async fn replace_pod(&self) -> Result<()> {
+        let replaced = |node: &SeiNode| {
+            let plan = node.status_or_default().plan;
+            plan.is_some_and(|plan| {
+                plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
+            })
+        };
+        self.passes_until("replace-pod to be complete", replaced, Kubelet::Absent).await
+    }
+
     /// Moves the operator's clock ahead.
     pub fn advance(&self, by: Duration) {
         let seconds = i64::try_from(by.as_secs()).unwrap_or(i64::MAX);
@@ -236,7 +290,21 @@ impl Stage {
             let version = node.resource_version().context("a node without resource version")?;
             self.lag.stream::<SeiNode>().shown(&version).await?;
         }
-        Ok(controller::pass(&self.context, &self.namespace, NODE).await?)
+        self.pass_as_cached().await
+    }
+
+    /// One pass of the operator over the node as its cache shows it, however old that is.
+    ///
+    /// # Errors
+    ///
+    /// What the pass returns; and if it wrote the status more than once (S12).
+    pub async fn pass_as_cached(&self) -> Result<Action> {
+        let begin = self.lag.mark();
+        let result = controller::pass(&self.context, &self.namespace, NODE).await;
+        let writes = Requests::patch::<SeiNode>().subresource("status");
+        let requests = self.lag.requests_since(begin);
+        ensure!(requests.count(&writes) <= 1, "more than one status patch in a pass\n{requests}");
+        Ok(result?)
     }
 
     /// Passes until the node runs the image it asks for and has no plan, with the kubelet played.
@@ -438,21 +506,14 @@ impl Stage {
         Ok(())
     }
 
-    /// Deletes the StatefulSet from outside, and the pod that it leaves behind: without a garbage
-    /// collector nobody else does.
+    /// Deletes the StatefulSet from outside. What it leaves behind is for the garbage collector.
     ///
     /// # Errors
     ///
     /// If the API server refuses it.
     pub async fn delete_set(&self) -> Result<()> {
-        self.api::<StatefulSet>().delete(NODE, &DeleteParams::default()).await?;
-        let name = format!("{NODE}-0");
-        match self.api::<Pod>().delete(&name, &DeleteParams::default()).await {
-            Err(error) if !matches!(&error, kube::Error::Api(status) if status.code == 404) => {
-                Err(error.into())
-            }
-            _ => Ok(()),
-        }
+        self.api::<StatefulSet>().delete(NODE, &DeleteParams::background()).await?;
+        Ok(())
     }
 
     /// The true node.

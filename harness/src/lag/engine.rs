@@ -1,7 +1,11 @@
 //! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Waker,
     time::Duration,
 };
@@ -11,10 +15,13 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     answers::Rules,
+    boundary::Schedule,
+    cache::Reads,
     filter::Filter,
-    model::{Identity, StreamDescription},
+    model::{Identity, ListVersion, Representation, StreamDescription},
+    passes::Known,
     requests::Recorder,
-    streams::{List, Start, Stream},
+    streams::{List, Replay, Start, Stream},
     wire,
 };
 
@@ -30,8 +37,11 @@ pub(super) struct Engine {
     registry: Mutex<Registry>,
     changes: watch::Sender<u64>,
     deadline: Mutex<Duration>,
+    fences: AtomicBool,
     pub(super) recorder: Recorder,
     pub(super) rules: Arc<Rules>,
+    pub(super) schedule: Schedule,
+    pub(super) reads: Reads,
 }
 
 /// The streams and what decides about those to come.
@@ -40,6 +50,13 @@ pub(super) struct Registry {
     pub(super) streams: Vec<Stream>,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
+    /// Streams that are no store's, in addition to those of metadata.
+    triggers: Vec<Filter>,
+    /// The numbers of the requests whose replies have not been handed back.
+    in_flight: BTreeSet<u64>,
+    pub(super) passes: Known,
+    /// What the next initial lists are to show.
+    pub(super) starts: Vec<(Filter, String)>,
 }
 
 #[derive(Debug)]
@@ -62,7 +79,7 @@ pub(super) enum Opening {
     /// It takes up a stream that the client knows; upstream is to be watched from `upstream_from`.
     Continue { index: usize, upstream_from: String },
     /// It starts a stream, or a new incarnation of one.
-    Begin(Start),
+    Begin(Start, Option<Replay>),
     /// Its resource version is none that its stream has given it.
     Gone,
 }
@@ -73,8 +90,11 @@ impl Engine {
             registry: Mutex::default(),
             changes: watch::Sender::new(0),
             deadline: Mutex::new(deadline),
+            fences: AtomicBool::new(true),
             recorder: Recorder::new(),
             rules: Arc::default(),
+            schedule: Schedule::default(),
+            reads: Reads::default(),
         }
     }
 
@@ -84,6 +104,14 @@ impl Engine {
 
     pub(super) fn set_deadline(&self, deadline: Duration) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    pub(super) fn fences(&self) -> bool {
+        self.fences.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn set_fences(&self, fences: bool) {
+        self.fences.store(fences, Ordering::SeqCst);
     }
 
     /// Reads the registry.
@@ -156,19 +184,18 @@ impl Registry {
     }
 
     /// Remembers the reply to a LIST. `page` is the token with which this page was asked for.
-    pub(super) fn listed(&mut self, identity: &Identity, page: Option<&str>, reply: &Value) {
+    pub(super) fn listed(
+        &mut self,
+        identity: &Identity,
+        page: Option<&str>,
+        reply: &Value,
+        asked: ListVersion,
+        chosen: bool,
+    ) {
+        let (mut asked, mut chosen) = (asked, chosen);
         let Some(resource_version) = wire::text(reply, "/metadata/resourceVersion") else { return };
         let continues = wire::text(reply, "/metadata/continue").filter(|token| !token.is_empty());
-        let kind = item_kind(reply);
-        let mut objects: Vec<Value> =
-            reply.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
-        if let Some((api_version, kind)) = &kind {
-            // Items of a list leave out what the list says once for all.
-            for object in objects.iter_mut().filter_map(Value::as_object_mut) {
-                object.entry("apiVersion").or_insert_with(|| Value::from(api_version.as_str()));
-                object.entry("kind").or_insert_with(|| Value::from(kind.as_str()));
-            }
-        }
+        let (kind, mut objects) = items(reply);
         if let Some(page) = page {
             let before = self.lists.iter().rposition(|known| {
                 known.identity == *identity && known.continues.as_deref() == Some(page)
@@ -177,8 +204,9 @@ impl Registry {
             let Some(before) = before else { return };
             let known = self.lists.remove(before);
             objects.splice(0..0, known.list.objects.iter().cloned());
+            (asked, chosen) = (known.list.asked.clone(), known.list.chosen);
         }
-        let list = Arc::new(List { resource_version, kind, objects });
+        let list = Arc::new(List { resource_version, kind, objects, asked, chosen });
         self.lists.push(KnownList { identity: identity.clone(), list, continues });
         if self.lists.iter().filter(|known| known.identity == *identity).count() > LISTS_KEPT
             && let Some(oldest) = self.lists.iter().position(|known| known.identity == *identity)
@@ -195,23 +223,33 @@ impl Registry {
         initial_events: bool,
     ) -> Opening {
         if initial_events {
-            return Opening::Begin(Start::Streamed);
+            let asked = match resource_version {
+                "" => ListVersion::Consistent,
+                "0" => ListVersion::Any,
+                least => ListVersion::NotOlderThan(least.to_owned()),
+            };
+            return Opening::Begin(Start::Streamed { asked }, None);
         }
         let from = || Start::From { resource_version: resource_version.to_owned() };
         // Both mean "from any state": the server begins such a watch with events for what there is.
         if matches!(resource_version, "" | "0") {
-            return Opening::Begin(from());
+            return Opening::Begin(from(), None);
         }
         let same = |stream: &Stream| stream.identity == *identity;
         let exact = self
             .streams
             .iter()
             .position(|stream| same(stream) && stream.continues_at(resource_version));
-        if let Some(index) = exact {
+        let known = self.known_list(identity, resource_version);
+        // A client that dropped its watch and then listed has begun anew, also where nothing has changed since.
+        let restarted = |index: usize| known.is_some() && self.streams[index].is_abandoned();
+        if let Some(index) = exact.filter(|index| !restarted(*index)) {
             return self.continuation(index, resource_version);
         }
-        if let Some(known) = self.known_list(identity, resource_version) {
-            return Opening::Begin(Start::Listed { list: Arc::clone(&self.lists[known].list) });
+        if let Some(known) = known {
+            let list = Arc::clone(&self.lists[known].list);
+            let replay = list.chosen.then(|| self.replay(identity, resource_version)).flatten();
+            return Opening::Begin(Start::Listed { list }, replay);
         }
         let rewound = self
             .streams
@@ -223,7 +261,7 @@ impl Registry {
         if self.streams.iter().any(|stream| same(stream) && stream.is_detached()) {
             return Opening::Gone;
         }
-        Opening::Begin(from())
+        Opening::Begin(from(), None)
     }
 
     /// Opens the stream that a watch begins, and returns its number and epoch.
@@ -287,6 +325,37 @@ impl Registry {
         newest.is_some_and(|rule| rule.held)
     }
 
+    /// Says that these streams trigger passes and feed no store.
+    pub(super) fn mark_triggers(&mut self, filter: &Filter) {
+        self.triggers.push(filter.clone());
+    }
+
+    /// The streams in the order in which a boundary releases them: stores first, so that a trigger that is
+    /// released does not start a pass in the middle of it.
+    pub(super) fn release_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.streams.len()).collect();
+        order.sort_by_key(|index| self.only_triggers(&self.streams[*index]));
+        order
+    }
+
+    fn only_triggers(&self, stream: &Stream) -> bool {
+        stream.identity.representation == Representation::Metadata
+            || self.triggers.iter().any(|filter| filter.matches(&stream.identity, stream.instance))
+    }
+
+    pub(super) fn request_begins(&mut self, number: u64) {
+        self.in_flight.insert(number);
+    }
+
+    pub(super) fn request_ends(&mut self, number: u64) {
+        self.in_flight.remove(&number);
+    }
+
+    /// Whether no request before this one waits for its reply.
+    pub(super) fn is_first(&self, number: u64) -> bool {
+        self.in_flight.first().is_none_or(|first| *first >= number)
+    }
+
     fn known_list(&self, identity: &Identity, resource_version: &str) -> Option<usize> {
         self.lists.iter().rposition(|known| {
             known.identity == *identity
@@ -299,6 +368,21 @@ impl Registry {
         let received = self.streams[index].received_resource_version().unwrap_or(resource_version);
         Opening::Continue { index, upstream_from: received.to_owned() }
     }
+}
+
+/// The items of a list reply as objects of their own, and their `apiVersion` and `kind`.
+pub(super) fn items(reply: &Value) -> (Option<(String, String)>, Vec<Value>) {
+    let kind = item_kind(reply);
+    let mut objects: Vec<Value> =
+        reply.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+    if let Some((api_version, kind)) = &kind {
+        // Items of a list leave out what the list says once for all.
+        for object in objects.iter_mut().filter_map(Value::as_object_mut) {
+            object.entry("apiVersion").or_insert_with(|| Value::from(api_version.as_str()));
+            object.entry("kind").or_insert_with(|| Value::from(kind.as_str()));
+        }
+    }
+    (kind, objects)
 }
 
 /// `apiVersion` and `kind` of the items of a list reply.
@@ -315,7 +399,6 @@ mod tests {
     use bytes::Bytes;
     use serde_json::json;
 
-    use super::super::model::Representation;
     use super::*;
 
     fn identity() -> Identity {
@@ -334,8 +417,8 @@ mod tests {
     fn closed_stream(registry: &mut Registry, versions: &[u32]) -> usize {
         let list =
             json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}});
-        registry.listed(&identity(), None, &list);
-        let Opening::Begin(start) = registry.opening(&identity(), "10", false) else {
+        registry.listed(&identity(), None, &list, ListVersion::Any, false);
+        let Opening::Begin(start, None) = registry.opening(&identity(), "10", false) else {
             panic!("a watch after a list begins a stream")
         };
         let (index, epoch) = registry.begin(&identity(), start);
@@ -363,9 +446,24 @@ mod tests {
                 Opening::Continue { index, upstream_from } => {
                     assert_eq!((index, upstream_from.as_str()), (expected, version));
                 }
-                Opening::Begin(_) | Opening::Gone => panic!("{version} is known"),
+                Opening::Begin(..) | Opening::Gone => panic!("{version} is known"),
             }
         }
+    }
+
+    #[test]
+    fn a_client_that_lists_after_it_has_dropped_its_watch_begins_anew() {
+        let mut registry = Registry::default();
+        let index = closed_stream(&mut registry, &[11]);
+        registry.streams[index].body_dropped(1);
+        let begins = |registry: &mut Registry| {
+            matches!(registry.opening(&identity(), "11", false), Opening::Begin(..))
+        };
+        assert!(!begins(&mut registry), "without a list it goes on");
+        let list =
+            json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "11"}});
+        registry.listed(&identity(), None, &list, ListVersion::Consistent, false);
+        assert!(begins(&mut registry));
     }
 
     #[test]
@@ -374,7 +472,7 @@ mod tests {
         for version in 1..=100 {
             let list =
                 json!({"kind": "PodList", "metadata": {"resourceVersion": version.to_string()}});
-            registry.listed(&identity(), None, &list);
+            registry.listed(&identity(), None, &list, ListVersion::Any, false);
         }
         assert_eq!(registry.lists.len(), LISTS_KEPT);
         assert!(registry.known_list(&identity(), "100").is_some());

@@ -48,6 +48,13 @@ pub enum StreamErrorKind {
     /// It was received, and the client did not take it in within the deadline: its consumer is busy, or it has
     /// no open watch. What was not handed over is held as before.
     NotTaken,
+    /// The client did not list anew within the deadline.
+    NotRelisted,
+    /// The client has no watch that could be ended.
+    NoWatch,
+    /// The client's initial list may not show the state that was chosen: it lists consistently, or asks for
+    /// something newer.
+    IllegalStart,
     /// The client listed anew while an event was on its way to it.
     Relisted,
     /// The resource version is no decimal number, so it cannot be compared.
@@ -65,6 +72,11 @@ impl fmt::Display for StreamErrorKind {
             Self::NothingHeld => "no event is waiting",
             Self::NotReceived => "it has not been received",
             Self::NotTaken => "the client has not taken it in",
+            Self::NotRelisted => "the client has not listed anew",
+            Self::NoWatch => "the client has dropped its watch",
+            Self::IllegalStart => {
+                "its list may not show that state; only a list at resource version 0 can show an older one"
+            }
             Self::Relisted => "the client has listed anew meanwhile",
             Self::NoNumber => "the resource version is not a decimal number",
             Self::Unreadable => "an object does not fit the type",

@@ -13,7 +13,8 @@ pub(super) struct Filter {
     pub(super) group: String,
     pub(super) version: String,
     pub(super) resource: String,
-    pub(super) representation: Representation,
+    /// `None` only where everything is meant, as is an empty resource.
+    pub(super) representation: Option<Representation>,
     /// `Some(None)` means the streams over all namespaces.
     pub(super) namespace: Option<Option<String>>,
     /// `Some(None)` means the streams without a label selector.
@@ -24,14 +25,49 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// One stream and no other.
+    pub(super) fn exactly(identity: &Identity, instance: usize) -> Self {
+        Self {
+            group: identity.group.clone(),
+            version: identity.version.clone(),
+            resource: identity.resource.clone(),
+            representation: Some(identity.representation),
+            namespace: Some(identity.namespace.clone()),
+            labels: Some(identity.labels.clone()),
+            fields: Some(identity.fields.clone()),
+            instance: Some(instance),
+        }
+    }
+
+    /// Every stream of every resource, in every form.
+    pub(super) fn everything() -> Self {
+        Self {
+            group: String::new(),
+            version: String::new(),
+            resource: String::new(),
+            representation: None,
+            namespace: None,
+            labels: None,
+            fields: None,
+            instance: None,
+        }
+    }
+
+    fn is_everything(&self) -> bool {
+        self.resource.is_empty()
+    }
+
     pub(super) fn matches(&self, identity: &Identity, instance: usize) -> bool {
         let fits = |wanted: &Option<Option<String>>, found: &Option<String>| {
             wanted.as_ref().is_none_or(|wanted| wanted == found)
         };
+        if self.is_everything() {
+            return true;
+        }
         self.group == identity.group
             && self.version == identity.version
             && self.resource == identity.resource
-            && self.representation == identity.representation
+            && self.representation.is_none_or(|wanted| wanted == identity.representation)
             && fits(&self.namespace, &identity.namespace)
             && fits(&self.labels, &identity.labels)
             && fits(&self.fields, &identity.fields)
@@ -43,6 +79,9 @@ impl Filter {
         let wider = |this: &Option<Option<String>>, that: &Option<Option<String>>| {
             this.is_none() || this == that
         };
+        if self.is_everything() {
+            return true;
+        }
         self.group == other.group
             && self.version == other.version
             && self.resource == other.resource
@@ -67,6 +106,9 @@ impl Filter {
 
 impl std::fmt::Display for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_everything() {
+            return f.write_str("all streams");
+        }
         let dot = if self.group.is_empty() { "" } else { "." };
         write!(f, "{}{dot}{} ({})", self.resource, self.group, self.version)?;
         match &self.namespace {
@@ -81,7 +123,9 @@ impl std::fmt::Display for Filter {
                 Some(None) => write!(f, ", no {word}")?,
             }
         }
-        write!(f, ", {}", self.representation)?;
+        if let Some(representation) = self.representation {
+            write!(f, ", {representation}")?;
+        }
         if let Some(instance) = self.instance {
             write!(f, ", instance {instance}")?;
         }

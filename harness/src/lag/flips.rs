@@ -26,7 +26,9 @@ pub(super) fn answer(registry: &Registry, asked: &Asked) -> (StatusCode, Value) 
 
 fn try_answer(registry: &Registry, asked: &Asked) -> Result<(StatusCode, Value), String> {
     let stream = choose(registry, asked)?;
-    let objects = stream.objects();
+    // Not older than what was read through the wrapper.
+    let objects = stream.readable().into_first();
+    let objects = objects.into_iter().map(|(key, object)| (key.clone(), object.clone())).collect();
     if !matches!(asked.target.subresource.as_deref(), None | Some("status")) {
         return Err(format!(
             "failed to flip a read of {}: a view holds no such subresource",

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{
-    HeaderValue, Request, Response, StatusCode,
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
 };
 use http_body::Frame;
@@ -20,10 +20,13 @@ use tower::{BoxError, Service, ServiceExt};
 
 use super::{
     answers::{Answer, Applied, Effect},
-    engine::{Engine, Opening},
+    boundary,
+    engine::{self, Engine, Opening},
+    fence::{self, Looker},
     flips,
     model::{AnsweredBy, Identity, Outcome, Verb},
-    streams::Start,
+    relist::ListStart,
+    streams::{Replay, Start, initial_lines},
     upstream::{Drain, chain},
     wire::{self, Asked},
 };
@@ -53,7 +56,7 @@ impl Service<Request<Body>> for LagService {
         let flippable =
             matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
         let applied = self.engine.rules.apply(&record, flippable);
-        let ticket = Ticket::new(&self.engine, record);
+        let ticket = Ticket::new(&self.engine, record, asked.streams_its_reply());
         if !asked.streams_its_reply() {
             // Replies are read here, so they must come as plain text.
             parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -65,6 +68,40 @@ impl Service<Request<Body>> for LagService {
             ticket,
         };
         Box::pin(serving.serve(applied, Request::from_parts(parts, body)))
+    }
+}
+
+/// Serves the requests of an actor: its writes are fenced, and nothing else is touched.
+pub(super) struct ActorService {
+    pub(super) engine: Arc<Engine>,
+    pub(super) upstream: Upstream,
+}
+
+impl Service<Request<Body>> for ActorService {
+    type Response = Response<ReplyBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Response<ReplyBody>, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (engine, upstream) = (Arc::clone(&self.engine), self.upstream.clone());
+        Box::pin(async move {
+            let (mut parts, body) = request.into_parts();
+            let asked = Asked::read(&parts, &body);
+            if !asked.verb.is_write() || asked.streams_its_reply() {
+                return upstream.oneshot(Request::from_parts(parts, body)).await;
+            }
+            parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            let headers = parts.headers.clone();
+            let reply = upstream.clone().oneshot(Request::from_parts(parts, body)).await?;
+            let (reply, value) = read_whole(reply).await?;
+            let looker = Looker { upstream, headers };
+            fence::pass(&engine, &looker, &asked, reply.status(), value.as_ref()).await?;
+            Ok(reply)
+        })
     }
 }
 
@@ -92,25 +129,32 @@ impl Serving {
                 self.ticket.by = AnsweredBy::Flip;
                 let (code, value) =
                     self.engine.look(|registry| flips::answer(registry, &self.asked));
-                self.finish_with(code, &value)
+                self.finish_with(code, &value).await
             }
             Effect::Answer(Answer::Status(code)) => {
                 self.ticket.by = AnsweredBy::Answer;
                 let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 let refusal = wire::refusal(code, &self.asked);
-                self.finish_with(code, &refusal)
+                self.finish_with(code, &refusal).await
             }
             Effect::Answer(Answer::Timeout) => {
                 self.ticket.by = AnsweredBy::Answer;
+                // It may never be answered, and those after it are.
+                self.engine.change(|registry| registry.request_ends(self.ticket.number));
                 applied.lifted().await;
                 self.ticket.by = AnsweredBy::Server;
                 self.ask_server(request).await
             }
-            Effect::Answer(Answer::BrokenConnection) => self.break_connection(),
+            Effect::Answer(Answer::BrokenConnection) => self.break_connection().await,
             Effect::Answer(Answer::LostReply) => {
-                // Whatever the server says is lost, a refusal as well.
-                let _ = self.upstream.clone().oneshot(request).await;
-                self.break_connection()
+                // Whatever the server says is lost, a refusal as well; what it has done is fenced all the same.
+                let headers = request.headers().clone();
+                let Ok(reply) = self.upstream.clone().oneshot(request).await else {
+                    return self.break_connection().await;
+                };
+                let (reply, value) = self.read(reply).await?;
+                self.fence(headers, reply.status(), value.as_ref()).await?;
+                self.break_connection().await
             }
         }
     }
@@ -128,16 +172,59 @@ impl Serving {
     }
 
     /// A request with one reply.
-    async fn exchange(self, request: Request<Body>, identity: Option<Identity>) -> Reply {
+    async fn exchange(mut self, mut request: Request<Body>, identity: Option<Identity>) -> Reply {
+        let headers = request.headers().clone();
+        let page = self.asked.parameter("continue").map(str::to_owned);
+        let version = self.asked.list_version();
+        let mut chosen = None;
+        if let (Some(identity), None) = (&identity, &page) {
+            match self.engine.list_start(identity, &version) {
+                ListStart::AsAsked => {}
+                ListStart::At(start) => {
+                    *request.uri_mut() = wire::list_exactly(request.uri(), &start);
+                    chosen = Some(start);
+                }
+                ListStart::Refused(message) => return self.refuse(&message).await,
+            }
+        }
         let reply = self.send(request).await?;
-        let (reply, value) = self.read(reply).await?;
+        let (mut reply, mut value) = self.read(reply).await?;
+        if let (Some(identity), Some(start)) = (&identity, &chosen)
+            && reply.status() != StatusCode::OK
+            && let Some(known) = self.engine.look(|registry| registry.state_at(identity, start))
+        {
+            // The server has forgotten what our log still knows.
+            self.ticket.by = AnsweredBy::Log;
+            let list = wire::list_reply(known.objects, known.kind.as_ref(), start);
+            reply = wire::json_reply(StatusCode::OK, &list);
+            value = Some(list);
+        }
         if let (Some(identity), StatusCode::OK, Some(value)) = (identity, reply.status(), &value) {
-            let page = self.asked.parameter("continue");
-            self.engine.change(|registry| registry.listed(&identity, page, value));
+            self.engine.change(|registry| {
+                registry.listed(&identity, page.as_deref(), value, version, chosen.is_some())
+            });
         }
         self.ticket.answered(value.as_ref());
-        self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+        self.fence(headers, reply.status(), value.as_ref()).await?;
+        let outcome = Outcome::Status(reply.status().as_u16());
+        self.reach_boundary(&outcome).await;
+        self.ticket.finish(outcome);
         Ok(reply)
+    }
+
+    /// Waits until the streams have received what a write has done.
+    async fn fence(
+        &self,
+        headers: HeaderMap,
+        status: StatusCode,
+        reply: Option<&Value>,
+    ) -> Result<(), BoxError> {
+        let looker = Looker { upstream: self.upstream.clone(), headers };
+        let passed = fence::pass(&self.engine, &looker, &self.asked, status, reply).await;
+        passed.map_err(|error| {
+            self.ticket.finish(Outcome::Failed(error.to_string()));
+            error.into()
+        })
     }
 
     /// A watch of which the client gets what its stream lets pass.
@@ -145,13 +232,29 @@ impl Serving {
         let resource_version =
             self.asked.parameter("resourceVersion").unwrap_or_default().to_owned();
         let initial_events = self.asked.parameter("sendInitialEvents") == Some("true");
+        let mut before = None;
+        if initial_events {
+            match self.engine.list_start(identity, &self.asked.list_version()) {
+                ListStart::AsAsked => {}
+                ListStart::At(start) => {
+                    let mut list = Request::new(Body::empty());
+                    *list.uri_mut() = wire::list_exactly(request.uri(), &start);
+                    *list.headers_mut() = wire::headers_of_list(request.headers());
+                    match self.initial_events(list, identity, &start).await? {
+                        Ok(replay) => before = Some(replay),
+                        Err(refusal) => return Ok(refusal),
+                    }
+                }
+                ListStart::Refused(message) => return self.refuse(&message).await,
+            }
+        }
         let (opening, claim) = self.engine.change(|registry| {
             let opening = registry.opening(identity, &resource_version, initial_events);
             let claim = match &opening {
                 Opening::Continue { index, .. } => {
                     Some(Claim::new(&self.engine, *index, registry.streams[*index].claim()))
                 }
-                Opening::Begin(_) | Opening::Gone => None,
+                Opening::Begin(..) | Opening::Gone => None,
             };
             (opening, claim)
         });
@@ -167,8 +270,14 @@ impl Serving {
                 *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
                 Source::Known(index)
             }
-            Opening::Begin(start) => Source::New(start),
+            Opening::Begin(start, replay) => {
+                before = before.or(replay);
+                Source::New(start)
+            }
         };
+        if let Some(replay) = &before {
+            *request.uri_mut() = wire::watch_from(request.uri(), &replay.upstream_from);
+        }
         let (uri, headers) = (request.uri().clone(), request.headers().clone());
         let reply = self.send(request).await?;
         if reply.status() != StatusCode::OK {
@@ -183,6 +292,10 @@ impl Serving {
             Source::New(start) => registry.begin(identity, start),
         });
         drop(claim);
+        for line in before.map(|replay| replay.lines).into_iter().flatten() {
+            self.engine
+                .change_and_wake(|registry| ((), registry.streams[stream].receive(epoch, line)));
+        }
         let engine = Arc::clone(&self.engine);
         let upstream = self.upstream.clone();
         let drain = Drain { engine, upstream, stream, epoch, uri, headers };
@@ -191,6 +304,31 @@ impl Serving {
         self.ticket.finish(Outcome::Status(200));
         let body = GatedBody { engine: Arc::clone(&self.engine), stream, epoch };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// The lines by which a streamed initial list shows the state at `start`, and what is known to follow.
+    ///
+    /// From the log if it reaches back, since the server has no such watch; otherwise from its list.
+    async fn initial_events(
+        &self,
+        list: Request<Body>,
+        identity: &Identity,
+        start: &str,
+    ) -> Result<Result<Replay, Response<ReplyBody>>, BoxError> {
+        if let Some(known) = self.engine.look(|registry| registry.state_at(identity, start)) {
+            let mut lines = initial_lines(&known.objects, known.kind.as_ref(), start);
+            lines.extend(known.after.lines);
+            return Ok(Ok(Replay { lines, upstream_from: known.after.upstream_from }));
+        }
+        let reply = self.send(list).await?;
+        let (reply, value) = self.read(reply).await?;
+        let Some(value) = value.filter(|_| reply.status() == StatusCode::OK) else {
+            self.ticket.finish(Outcome::Status(reply.status().as_u16()));
+            return Ok(Err(reply));
+        };
+        let (kind, objects) = engine::items(&value);
+        let lines = initial_lines(&objects, kind.as_ref(), start);
+        Ok(Ok(Replay { lines, upstream_from: start.to_owned() }))
     }
 
     async fn send(&self, request: Request<Body>) -> Reply {
@@ -206,36 +344,57 @@ impl Serving {
         &self,
         reply: Response<ReplyBody>,
     ) -> Result<(Response<ReplyBody>, Option<Value>), BoxError> {
-        let (mut parts, body) = reply.into_parts();
-        let bytes = match body.collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => {
-                self.ticket.finish(Outcome::Failed(chain(&*error)));
-                return Err(error);
-            }
-        };
-        // The body is in one piece now.
-        parts.headers.remove(TRANSFER_ENCODING);
-        parts.headers.remove(CONTENT_LENGTH);
-        let value = serde_json::from_slice(&bytes).ok();
-        Ok((Response::from_parts(parts, wire::whole(bytes)), value))
+        let read = read_whole(reply).await;
+        if let Err(error) = &read {
+            self.ticket.finish(Outcome::Failed(chain(&**error)));
+        }
+        read
     }
 
-    fn finish_with(self, code: StatusCode, value: &Value) -> Reply {
+    /// Lets the streams move before a reply is handed back.
+    async fn reach_boundary(&self, outcome: &Outcome) {
+        self.ticket.decided(outcome);
+        boundary::reach(&self.engine, self.ticket.number).await;
+    }
+
+    /// Answers in the server's place that what the test has chosen cannot be done.
+    async fn refuse(mut self, message: &str) -> Reply {
+        self.ticket.by = AnsweredBy::Answer;
+        let status = wire::status_object(500, "InternalError", message, serde_json::json!({}));
+        self.finish_with(StatusCode::INTERNAL_SERVER_ERROR, &status).await
+    }
+
+    async fn finish_with(self, code: StatusCode, value: &Value) -> Reply {
         self.ticket.answered(Some(value));
-        self.ticket.finish(Outcome::Status(code.as_u16()));
+        let outcome = Outcome::Status(code.as_u16());
+        self.reach_boundary(&outcome).await;
+        self.ticket.finish(outcome);
         Ok(wire::json_reply(code, value))
     }
 
-    fn break_connection(mut self) -> Reply {
+    async fn break_connection(mut self) -> Reply {
         self.ticket.by = AnsweredBy::Answer;
         let error = std::io::Error::new(
             std::io::ErrorKind::ConnectionReset,
             "connection reset, as the test's answer says",
         );
-        self.ticket.finish(Outcome::Failed(error.to_string()));
+        let outcome = Outcome::Failed(error.to_string());
+        self.reach_boundary(&outcome).await;
+        self.ticket.finish(outcome);
         Err(error.into())
     }
+}
+
+async fn read_whole(
+    reply: Response<ReplyBody>,
+) -> Result<(Response<ReplyBody>, Option<Value>), BoxError> {
+    let (mut parts, body) = reply.into_parts();
+    let bytes = body.collect().await?.to_bytes();
+    // The body is in one piece now.
+    parts.headers.remove(TRANSFER_ENCODING);
+    parts.headers.remove(CONTENT_LENGTH);
+    let value = serde_json::from_slice(&bytes).ok();
+    Ok((Response::from_parts(parts, wire::whole(bytes)), value))
 }
 
 fn watch_reply(body: ReplyBody) -> Response<ReplyBody> {
@@ -252,8 +411,17 @@ struct Ticket {
 }
 
 impl Ticket {
-    fn new(engine: &Arc<Engine>, record: super::model::Request) -> Self {
-        let number = engine.recorder.begin(record);
+    fn new(engine: &Arc<Engine>, record: super::model::Request, streams: bool) -> Self {
+        // A watch has no end, and neither need the reply to an exec or a log have one.
+        let ordered = !streams && record.verb != Verb::Watch;
+        // Numbered and put in line in one step, since others are made at the same time.
+        let number = engine.change(|registry| {
+            let number = engine.recorder.begin(record);
+            if ordered {
+                registry.request_begins(number);
+            }
+            number
+        });
         Self { engine: Arc::clone(engine), number, by: AnsweredBy::Server }
     }
 
@@ -268,6 +436,14 @@ impl Ticket {
         });
     }
 
+    /// Notes what has come of it, though the caller does not know yet.
+    fn decided(&self, outcome: &Outcome) {
+        self.engine.recorder.update(self.number, |request| {
+            request.outcome = outcome.clone();
+            request.answered_by = self.by;
+        });
+    }
+
     fn finish(&self, outcome: Outcome) {
         self.engine.recorder.finish(self.number, outcome, self.by);
     }
@@ -275,8 +451,9 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.engine.change(|registry| registry.request_ends(self.number));
         self.engine.recorder.update(self.number, |request| {
-            if request.outcome == Outcome::Pending {
+            if request.finished.is_none() {
                 request.outcome = Outcome::Abandoned;
                 request.answered_by = self.by;
             }

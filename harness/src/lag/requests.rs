@@ -333,6 +333,13 @@ impl Recorder {
         record.made
     }
 
+    /// The record of a request, if it has not been cleared.
+    pub(super) fn get(&self, number: u64) -> Option<Request> {
+        let record = self.lock();
+        let index = record.requests.binary_search_by_key(&number, |r| r.number).ok()?;
+        Some(record.requests[index].clone())
+    }
+
     /// Changes the record of a request, if it has not been cleared.
     pub(super) fn update(&self, number: u64, change: impl FnOnce(&mut Request)) {
         let mut record = self.lock();

@@ -43,18 +43,22 @@ impl<K> StreamSelector<K> {
             group: K::group(&()).into_owned(),
             version: K::version(&()).into_owned(),
             resource: K::plural(&()).into_owned(),
-            representation: Representation::Full,
+            representation: Some(Representation::Full),
             namespace: None,
             labels: None,
             fields: None,
             instance: None,
         };
+        Self::from_filter(engine, filter)
+    }
+
+    pub(super) fn from_filter(engine: Arc<Engine>, filter: Filter) -> Self {
         Self { engine, filter, kind: PhantomData }
     }
 
     /// Means the streams that carry metadata alone, as `Controller::owns` opens them.
     pub fn metadata(mut self) -> StreamSelector<PartialObjectMeta<K>> {
-        self.filter.representation = Representation::Metadata;
+        self.filter.representation = Some(Representation::Metadata);
         StreamSelector { engine: self.engine, filter: self.filter, kind: PhantomData }
     }
 

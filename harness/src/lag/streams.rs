@@ -10,14 +10,21 @@ use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::{
-    model::{Change, Event, Identity, Log, ObjectKey, compare_resource_versions},
+    model::{Change, Event, Identity, ListVersion, Log, ObjectKey, compare_resource_versions},
     wire,
 };
 
+mod feed;
 mod gate;
 mod look;
+mod past;
+mod readable;
 
-pub(super) use self::look::Carried;
+pub(super) use self::{
+    feed::{Expected, Met},
+    look::Carried,
+    past::{Replay, Retained, initial_lines},
+};
 
 /// One stream of a client, over all the watches in which it continues.
 #[derive(Debug)]
@@ -28,6 +35,11 @@ pub(super) struct Stream {
     /// `apiVersion` and `kind` of the objects, once something has told them.
     kind: Option<(String, String)>,
     log: Log,
+    /// Whether the log begins with a state that is known as a whole.
+    whole: bool,
+    /// How the initial list of this incarnation was asked for.
+    asked: Option<ListVersion>,
+    past: Vec<past::Past>,
     frames: Vec<Frame>,
     /// How many frames have been handed to the client.
     handed: usize,
@@ -35,8 +47,12 @@ pub(super) struct Stream {
     shown: usize,
     /// The same number at the end of the incarnation before this one.
     shown_before: usize,
+    /// How many events a wrapped read has shown; the store is brought there at the next boundary.
+    read: usize,
     /// Whether the initial list has been handed over as a whole.
     ready: bool,
+    /// The position of that view.
+    position_before: usize,
     /// What the store shows until then: the last view of the incarnation before this one.
     before: BTreeMap<ObjectKey, Value>,
     gate: Gate,
@@ -71,6 +87,8 @@ enum FrameKind {
     Bookmark,
     /// An ERROR frame, or a line that is nothing known.
     Error,
+    /// The ERROR frame by which we end the watch; it passes every gate.
+    Cut,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -107,7 +125,7 @@ pub(super) enum Start {
     /// After a LIST, with its objects.
     Listed { list: Arc<List> },
     /// With initial events in the watch itself, up to a bookmark.
-    Streamed,
+    Streamed { asked: ListVersion },
     /// From a resource version that came from elsewhere: what is before it is not known.
     From { resource_version: String },
 }
@@ -118,6 +136,9 @@ pub(super) struct List {
     pub(super) resource_version: String,
     pub(super) kind: Option<(String, String)>,
     pub(super) objects: Vec<Value>,
+    pub(super) asked: ListVersion,
+    /// Whether the test has chosen what it shows.
+    pub(super) chosen: bool,
 }
 
 /// What the drain task is to do when its connection has ended.
@@ -139,11 +160,16 @@ impl Stream {
             incarnation: 0,
             kind: None,
             log: Log::default(),
+            whole: false,
+            asked: None,
+            past: Vec::new(),
             frames: Vec::new(),
             handed: 0,
             shown: 0,
             shown_before: 0,
+            read: 0,
             ready: false,
+            position_before: 0,
             before: BTreeMap::new(),
             gate: if held { Gate::Held { up_to: 0 } } else { Gate::Open },
             body: BodyState::Opening,
@@ -160,22 +186,34 @@ impl Stream {
 
     /// Starts a new incarnation: the client has listed again.
     pub(super) fn begin(&mut self, start: Start) {
+        // An incarnation that never was ready has shown nothing of its own.
+        if self.ready {
+            self.position_before = self.position();
+        }
         self.before = self.objects();
+        self.archive();
         self.incarnation += 1;
         self.frames.clear();
         self.handed = 0;
+        self.read = 0;
         self.shown_before = std::mem::take(&mut self.shown);
         if let Gate::Held { up_to } = &mut self.gate {
             *up_to = 0;
         }
         // The watch that follows a list is opened after the store has swapped in what was listed.
-        self.ready = !matches!(start, Start::Streamed);
+        self.ready = !matches!(start, Start::Streamed { .. });
+        self.whole = !matches!(start, Start::From { .. });
+        self.asked = match &start {
+            Start::Listed { list } => Some(list.asked.clone()),
+            Start::Streamed { asked } => Some(asked.clone()),
+            Start::From { .. } => None,
+        };
         self.log = match start {
             Start::Listed { list } => {
                 self.kind.clone_from(&list.kind);
                 Log::new(list.resource_version.clone(), list.objects.iter().cloned())
             }
-            Start::Streamed => Log::default(),
+            Start::Streamed { .. } => Log::default(),
             Start::From { resource_version } => Log::new(resource_version, []),
         };
     }

@@ -1,9 +1,14 @@
 //! What the verbs promise, against a scripted server and unmodified kube-rs clients.
 
 mod answering;
+mod boundaries;
+mod caching;
 mod controllers;
+mod fencing;
 mod gate;
+mod hazards;
 mod recording;
+mod relisting;
 mod resuming;
 mod selecting;
 mod server;

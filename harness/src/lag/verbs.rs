@@ -28,6 +28,13 @@ impl<K> StreamSelector<K> {
         self.engine.change(|registry| registry.hold(&self.filter));
     }
 
+    /// Says that these streams, now and later, only trigger passes and feed no store, as those of `watches` do.
+    ///
+    /// Streams of [`metadata`](Self::metadata) are taken as such anyway. At a boundary they are released last.
+    pub fn only_trigger(&self) {
+        self.engine.change(|registry| registry.mark_triggers(&self.filter));
+    }
+
     /// Hands on the next event of the one held stream that matches, and returns when the client's store shows it.
     ///
     /// Waits for an event to be received if none is waiting. Dropping the future takes the release back
@@ -283,12 +290,16 @@ impl<K> StreamSelector<K> {
 }
 
 impl<K> StreamSelector<K> {
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.engine.deadline()
     }
 
     /// The one stream that matches, once there is one.
-    async fn find(&self, attempt: &str, deadline: Instant) -> Result<usize, StreamError> {
+    pub(super) async fn find(
+        &self,
+        attempt: &str,
+        deadline: Instant,
+    ) -> Result<usize, StreamError> {
         let chosen = |registry: &Registry| {
             Some(self.filter.choose(&registry.streams)).filter(|chosen| !chosen.is_empty())
         };
@@ -298,7 +309,7 @@ impl<K> StreamSelector<K> {
         }
     }
 
-    fn only(&self, attempt: &str, chosen: &[usize]) -> Result<usize, StreamError> {
+    pub(super) fn only(&self, attempt: &str, chosen: &[usize]) -> Result<usize, StreamError> {
         match chosen {
             [] => Err(self.no_stream(attempt)),
             [index] => Ok(*index),
@@ -315,14 +326,18 @@ impl<K> StreamSelector<K> {
         }
     }
 
-    fn look<T>(&self, attempt: &str, look: impl FnOnce(&Stream) -> T) -> Result<T, StreamError> {
+    pub(super) fn look<T>(
+        &self,
+        attempt: &str,
+        look: impl FnOnce(&Stream) -> T,
+    ) -> Result<T, StreamError> {
         let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
         let index = self.only(attempt, &chosen)?;
         Ok(self.engine.look(|registry| look(&registry.streams[index])))
     }
 
     /// One release at a time moves a stream.
-    async fn turn(
+    pub(super) async fn turn(
         &self,
         attempt: &str,
         index: usize,
@@ -334,7 +349,7 @@ impl<K> StreamSelector<K> {
     }
 
     /// Lets pass what ends at `end`, and waits until the client has it.
-    async fn release(
+    pub(super) async fn release(
         &self,
         attempt: &str,
         index: usize,
@@ -397,10 +412,16 @@ impl<K> StreamSelector<K> {
         StreamError::new(attempt, &self.filter, StreamErrorKind::NoStream, streams)
     }
 
-    fn failure(&self, attempt: &str, kind: StreamErrorKind, index: usize) -> StreamError {
+    pub(super) fn failure(
+        &self,
+        attempt: &str,
+        kind: StreamErrorKind,
+        index: usize,
+    ) -> StreamError {
         let waited = match kind {
             StreamErrorKind::NothingHeld
             | StreamErrorKind::NotReceived
+            | StreamErrorKind::NotRelisted
             | StreamErrorKind::NotTaken => {
                 format!("; waited {:?}", self.engine.deadline())
             }
@@ -420,7 +441,11 @@ impl<K> StreamSelector<K> {
         })
     }
 
-    fn check_number(&self, attempt: &str, resource_version: &str) -> Result<(), StreamError> {
+    pub(super) fn check_number(
+        &self,
+        attempt: &str,
+        resource_version: &str,
+    ) -> Result<(), StreamError> {
         match compare_resource_versions(resource_version, "0") {
             Some(_) => Ok(()),
             None => Err(StreamError::new(attempt, &self.filter, StreamErrorKind::NoNumber, "")),

@@ -11,7 +11,9 @@ use http_body_util::{BodyExt, Full};
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::model::{AnsweredBy, Identity, Outcome, PatchType, Representation, Request, Verb};
+use super::model::{
+    AnsweredBy, Identity, ListVersion, Outcome, PatchType, Representation, Request, Verb,
+};
 use crate::connect::ReplyBody;
 
 /// What a request says, read once when it is made.
@@ -70,6 +72,17 @@ impl Asked {
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         let value = self.query.iter().rev().find(|(key, _)| key == name)?.1.as_str();
         (!value.is_empty()).then_some(value)
+    }
+
+    /// Which state a list, or the initial events of a watch, may show.
+    pub(super) fn list_version(&self) -> ListVersion {
+        let version = self.parameter("resourceVersion").unwrap_or_default();
+        match (version, self.parameter("resourceVersionMatch")) {
+            ("", _) => ListVersion::Consistent,
+            ("0", _) => ListVersion::Any,
+            (version, Some("Exact")) => ListVersion::Exact(version.to_owned()),
+            (version, _) => ListVersion::NotOlderThan(version.to_owned()),
+        }
     }
 
     /// Whether the reply must be passed on as it comes: it is no JSON document, or may never end.
@@ -210,13 +223,45 @@ impl Target {
 
 /// The same watch from another resource version, as a continuation: no initial events.
 pub(super) fn watch_from(uri: &Uri, resource_version: &str) -> Uri {
+    let dropped = ["resourceVersion", "resourceVersionMatch", "sendInitialEvents"];
+    with_query(uri, &dropped, &[("resourceVersion", resource_version)])
+}
+
+/// A list, or the initial events of a watch, as a list of the state at exactly one resource version.
+pub(super) fn list_exactly(uri: &Uri, resource_version: &str) -> Uri {
+    let dropped = [
+        "resourceVersion",
+        "resourceVersionMatch",
+        "sendInitialEvents",
+        "watch",
+        "allowWatchBookmarks",
+        "timeoutSeconds",
+    ];
+    let added = [("resourceVersion", resource_version), ("resourceVersionMatch", "Exact")];
+    with_query(uri, &dropped, &added)
+}
+
+/// The headers of a watch, as a list of the same has them.
+pub(super) fn headers_of_list(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accept.contains("as=PartialObjectMetadata;") {
+        let accept = accept.replace("as=PartialObjectMetadata;", "as=PartialObjectMetadataList;");
+        if let Ok(accept) = HeaderValue::from_str(&accept) {
+            headers.insert(ACCEPT, accept);
+        }
+    }
+    headers
+}
+
+fn with_query(uri: &Uri, dropped: &[&str], added: &[(&str, &str)]) -> Uri {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for (key, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
-        if !matches!(&*key, "resourceVersion" | "resourceVersionMatch" | "sendInitialEvents") {
+        if !dropped.contains(&&*key) {
             query.append_pair(&key, &value);
         }
     }
-    query.append_pair("resourceVersion", resource_version);
+    query.extend_pairs(added);
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = format!("{}?{}", uri.path(), query.finish()).parse().ok();
     // The path came out of a valid address and the query is encoded, so this is one again.
@@ -226,6 +271,21 @@ pub(super) fn watch_from(uri: &Uri, resource_version: &str) -> Uri {
 /// A string at a JSON pointer.
 pub(super) fn text(value: &Value, pointer: &str) -> Option<String> {
     value.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// The reply to a list of `objects`, the state at `resource_version`.
+pub(super) fn list_reply(
+    objects: Vec<Value>,
+    kind: Option<&(String, String)>,
+    resource_version: &str,
+) -> Value {
+    let (api_version, kind) = kind.map(|(a, k)| (a.as_str(), k.as_str())).unwrap_or(("v1", ""));
+    json!({
+        "kind": format!("{kind}List"),
+        "apiVersion": api_version,
+        "metadata": {"resourceVersion": resource_version},
+        "items": objects,
+    })
 }
 
 /// A reply whose whole body is `bytes`.

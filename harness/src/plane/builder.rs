@@ -86,7 +86,8 @@ impl Default for PlaneBuilder {
 impl PlaneBuilder {
     /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one.
     ///
-    /// Default: the newest that this version of laggard knows, or what the environment names.
+    /// Default: what `LAGGARD_KUBERNETES` says, or else the newest that this version of laggard
+    /// knows, or whatever version of the binaries the environment names.
     pub fn kubernetes(mut self, version: impl Into<String>) -> Self {
         self.kubernetes = Some(version.into());
         self
@@ -228,7 +229,9 @@ impl PlaneBuilder {
     }
 
     fn wanted(&self) -> Wanted {
-        let mut wanted = match &self.kubernetes {
+        let from_environment =
+            || std::env::var("LAGGARD_KUBERNETES").ok().filter(|version| !version.is_empty());
+        let mut wanted = match self.kubernetes.clone().or_else(from_environment) {
             Some(version) => Wanted::kubernetes(version),
             None => Wanted::newest(),
         };

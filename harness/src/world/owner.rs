@@ -77,8 +77,7 @@ pub(super) fn mark(namespace: &str, owner: &str) -> (String, Vec<u8>) {
 /// All marks whose owner is gone, and the revision at which that was so.
 pub(super) async fn of_the_dead(etcd: &Etcd) -> Result<(Vec<String>, i64), WorldError> {
     let marks = Range { keys_only: false, ..Range::keys(MARKS) };
-    let success =
-        vec![Operation::RequestRange(Range::keys(OWNERS)), Operation::RequestRange(marks)];
+    let success = vec![Operation::Range(Range::keys(OWNERS)), Operation::Range(marks)];
     // Both at one revision: an owner registers before it marks.
     let done = etcd
         .txn("list worlds and their owners", &Txn { compare: Vec::<Compare>::new(), success })

@@ -118,30 +118,32 @@ impl Compare {
 }
 
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
 pub(super) enum Operation {
-    RequestPut { key: Base64, value: Base64, lease: i64 },
-    RequestDeleteRange { key: Base64, range_end: Base64 },
-    RequestRange(Range),
+    #[serde(rename = "request_put")]
+    Put { key: Base64, value: Base64, lease: i64 },
+    #[serde(rename = "request_delete_range")]
+    DeleteRange { key: Base64, range_end: Base64 },
+    #[serde(rename = "request_range")]
+    Range(Range),
 }
 
 impl Operation {
     pub(super) fn put(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
-        Self::RequestPut { key: Base64(key.into()), value: Base64(value.into()), lease: 0 }
+        Self::Put { key: Base64(key.into()), value: Base64(value.into()), lease: 0 }
     }
 
     /// A key without a value that goes with the lease.
     pub(super) fn put_with_lease(key: impl Into<Vec<u8>>, lease: i64) -> Self {
-        Self::RequestPut { key: Base64(key.into()), value: Base64::default(), lease }
+        Self::Put { key: Base64(key.into()), value: Base64::default(), lease }
     }
 
     pub(super) fn delete(key: impl Into<Vec<u8>>) -> Self {
-        Self::RequestDeleteRange { key: Base64(key.into()), range_end: Base64::default() }
+        Self::DeleteRange { key: Base64(key.into()), range_end: Base64::default() }
     }
 
     /// Deletes all keys that begin with `prefix`.
     pub(super) fn delete_all(prefix: &str) -> Self {
-        Self::RequestDeleteRange {
+        Self::DeleteRange {
             key: Base64(prefix.as_bytes().to_vec()),
             range_end: Base64(end_of(prefix.as_bytes())),
         }

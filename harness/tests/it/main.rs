@@ -1,7 +1,8 @@
-//! Planes on real servers: their life, their death, and what they say when they fail.
+//! On real servers: planes, their life, their death and what they say when they fail; and lag.
 
 #[cfg(feature = "container")]
 mod container;
+mod lag;
 mod life;
 mod readme;
 mod start;

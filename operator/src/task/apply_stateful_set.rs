@@ -18,19 +18,24 @@ pub(super) async fn run(input: &Input<'_>) -> Outcome {
         return Outcome::Terminal(format!("node {name:?} has no uid, so it can own nothing"));
     };
     // An apply by force would adopt whatever has this name, so look first, and at what is true.
-    match input.live.get::<StatefulSet>(&namespace, &name).await {
+    let uid = match input.live.get::<StatefulSet>(&namespace, &name).await {
         Ok(found) => {
             if let Some(outcome) = not_ours_to_write(&found, input) {
                 return outcome;
             }
+            found.uid()
         }
-        Err(ReadError::Missing) => {}
+        Err(ReadError::Missing) => None,
         Err(error) => {
             return Outcome::Transient(format!("failed to get statefulset {name:?}: {error}"));
         }
-    }
+    };
     let mut set = render(input.node, input.target_image(), &input.settings.platform);
     set["metadata"]["ownerReferences"] = json!([owner]);
+    if let Some(uid) = uid {
+        // A conflict, if it is another object by the time this arrives.
+        set["metadata"]["uid"] = json!(uid);
+    }
     let api: Api<StatefulSet> = Api::namespaced(input.client.clone(), &namespace);
     let apply = PatchParams::apply(FIELD_MANAGER).force();
     let patch = Patch::Apply(&set);

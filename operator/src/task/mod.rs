@@ -11,6 +11,8 @@ pub mod rollout;
 pub use apply_service::render as render_service;
 pub use apply_stateful_set::render as render_stateful_set;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::ResourceExt as _;
 use tracing::Instrument as _;
@@ -213,6 +215,27 @@ fn stateful_set_unread(error: ReadError, name: &str) -> Outcome {
             Outcome::Transient(format!("failed to get statefulset {name:?}: {problem}"))
         }
     }
+}
+
+/// The update revision that a StatefulSet rolls out, and its pods, or what to do instead.
+///
+/// The list is live: a cache that lacks the old pod would complete a replacement, and one that still
+/// has it would delete the new pod of the same name.
+async fn revision_and_pods(
+    set: &StatefulSet,
+    input: &Input<'_>,
+) -> Result<(String, Vec<Pod>), Outcome> {
+    let (namespace, name) = (input.namespace(), input.name());
+    let revision = rollout::judge(set, input.node, input.target_image(), input.applied)?;
+    let labels = rollout::selector(set).ok_or_else(|| {
+        Outcome::Terminal(format!(
+            "statefulset {name:?} has no selector; cannot identify owned pods"
+        ))
+    })?;
+    let pods = input.live.list::<Pod>(&namespace, &labels).await.map_err(|error| {
+        Outcome::Transient(format!("failed to list the pods of {name:?}: {error}"))
+    })?;
+    Ok((revision, pods))
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::rollout::{Container, judge, off_revision, selector, started};
-use super::{Input, LookAgain, Outcome, Report, stateful_set_unread};
+use super::rollout::{Container, off_revision, started};
+use super::{Input, LookAgain, Outcome, Report, revision_and_pods, stateful_set_unread};
 
 pub(super) async fn run(input: &Input<'_>) -> Outcome {
     let (namespace, name) = (input.namespace(), input.name());
@@ -13,20 +13,9 @@ pub(super) async fn run(input: &Input<'_>) -> Outcome {
         Ok(set) => set,
         Err(error) => return stateful_set_unread(error, &name),
     };
-    let revision = match judge(&set, input.node, input.target_image(), input.applied) {
-        Ok(revision) => revision,
+    let (revision, pods) = match revision_and_pods(&set, input).await {
+        Ok(found) => found,
         Err(outcome) => return outcome,
-    };
-    let Some(labels) = selector(&set) else {
-        return Outcome::Terminal(format!(
-            "statefulset {name:?} has no selector; cannot identify owned pods"
-        ));
-    };
-    let pods = match input.live.list::<Pod>(&namespace, &labels).await {
-        Ok(pods) => pods,
-        Err(error) => {
-            return Outcome::Transient(format!("failed to list the pods of {name:?}: {error}"));
-        }
     };
     conclude(&set, &pods, &revision, input.target_image())
 }

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 
-use super::rollout::{judge, off_revision, selector};
-use super::{Input, LookAgain, Outcome, Report, stateful_set_unread};
+use super::rollout::off_revision;
+use super::{Input, LookAgain, Outcome, Report, revision_and_pods, stateful_set_unread};
 use crate::readers::ReadError;
 
 pub(super) async fn run(input: &Input<'_>) -> Outcome {
@@ -18,22 +18,9 @@ pub(super) async fn run(input: &Input<'_>) -> Outcome {
         Ok(set) => set,
         Err(error) => return stateful_set_unread(error, &name),
     };
-    let revision = match judge(&set, input.node, input.target_image(), input.applied) {
-        Ok(revision) => revision,
+    let (revision, pods) = match revision_and_pods(&set, input).await {
+        Ok(found) => found,
         Err(outcome) => return outcome,
-    };
-    let Some(labels) = selector(&set) else {
-        return Outcome::Terminal(format!(
-            "statefulset {name:?} has no selector; cannot identify owned pods"
-        ));
-    };
-    // Live, too: a cache that lacks the old pod would complete this, and one that still has it
-    // would delete the new pod of the same name.
-    let pods = match input.live.list::<Pod>(&namespace, &labels).await {
-        Ok(pods) => pods,
-        Err(error) => {
-            return Outcome::Transient(format!("failed to list the pods of {name:?}: {error}"));
-        }
     };
     let stale = off_revision(&pods, &set, &revision);
     if stale.is_empty() {

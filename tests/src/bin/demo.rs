@@ -12,9 +12,9 @@ use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt as _;
 use kube::api::ListParams;
 use laggard::plane::BackendKind;
-use rollout_tests::stage::{Kubelet, is_complete};
+use rollout_tests::stage::is_complete;
 use rollout_tests::{Stage, original};
-use seinode_operator::api::{PlanPhase, SeiNode};
+use seinode_operator::api::PlanPhase;
 use seinode_operator::status::{NODE_UPDATE_IN_PROGRESS, condition};
 
 #[tokio::main(flavor = "current_thread")]
@@ -88,13 +88,7 @@ async fn act_two() -> Result<()> {
 
     say("  the controller goes on, and the cache is given its events one by one:");
     stage.resume().await?;
-    let replaced = |node: &SeiNode| {
-        let plan = node.status_or_default().plan;
-        plan.is_some_and(|plan| {
-            plan.tasks.iter().any(|task| task.kind == "replace-pod" && is_complete(task))
-        })
-    };
-    stage.passes_until("the pod to be replaced", replaced, Kubelet::Absent).await?;
+    stage.replace_pod().await?;
     let pod = stage.pod_until(old.uid().as_deref()).await?;
     fact("the pod", &describe(&pod, false));
     stage.observed(1).await?;

@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What one incarnation of a stream has received: the initial list, then the events in their order.
@@ -102,6 +103,21 @@ impl Log {
         Some(objects)
     }
 
+    /// The object as the whole log leaves it; `None` if it is not there, or was deleted.
+    #[must_use]
+    pub fn newest(&self, key: &ObjectKey) -> Option<&Value> {
+        match self.newest_event(key) {
+            Some(event) => (event.change != Change::Deleted).then_some(&event.object),
+            None => self.initial.get(key),
+        }
+    }
+
+    /// The last event about an object.
+    #[must_use]
+    pub fn newest_event(&self, key: &ObjectKey) -> Option<&Event> {
+        self.events.iter().rev().find(|event| event.key == *key)
+    }
+
     /// The resource version that a client knows at `position` if it has seen no bookmark.
     /// `None` if the log has fewer events.
     #[must_use]
@@ -151,7 +167,8 @@ impl Event {
 }
 
 /// What an event says about its object.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Change {
     /// It was created, or began to match the selectors.
@@ -173,7 +190,7 @@ impl fmt::Display for Change {
 }
 
 /// Names an object within one resource.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct ObjectKey {
     /// `None` for objects of cluster-scoped resources.
     pub namespace: Option<String>,
@@ -258,6 +275,22 @@ mod tests {
         assert_eq!(log.resource_version_at(0), Some("5"));
         assert_eq!(log.resource_version_at(2), Some("7"));
         assert_eq!(log.resource_version_at(4), None);
+    }
+
+    #[test]
+    fn the_newest_state_of_an_object_is_that_of_the_fold_at_the_end() {
+        let mut log = Log::new("5", [object("a", 1), object("b", 2)]);
+        log.push(event(Change::Modified, "a", 6));
+        log.push(event(Change::Deleted, "b", 7));
+        log.push(event(Change::Added, "c", 8));
+        for name in ["a", "b", "c", "d"] {
+            let key = ObjectKey::namespaced("n", name);
+            let folded = log.fold(log.len()).unwrap();
+            assert_eq!(log.newest(&key), folded.get(&key).copied(), "{name}");
+        }
+        let key = ObjectKey::namespaced("n", "b");
+        assert_eq!(log.newest_event(&key).unwrap().resource_version, "7");
+        assert!(log.newest_event(&ObjectKey::namespaced("n", "d")).is_none());
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::{fmt, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A request as the code under test made it, and what became of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Request {
     /// Counts the requests of one [`Lag`](crate::lag::Lag), from 1, in the order in which they were made.
@@ -51,6 +52,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether it is a GET or LIST that any state may answer (`resourceVersion=0`), such as
+    /// `get_with(GetParams::any())`: from the server's watch cache, so as old as that is.
+    #[must_use]
+    pub fn is_cached_read(&self) -> bool {
+        matches!(self.verb, Verb::Get | Verb::List)
+            && self.resource_version_asked.as_deref() == Some("0")
+    }
+
     /// `statefulsets.apps/status`, or the path where it names no resource.
     #[must_use]
     pub fn target(&self) -> String {
@@ -69,7 +78,8 @@ impl Request {
 }
 
 /// The verbs of the Kubernetes API, as its access rules name them.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Verb {
     /// One object.
@@ -127,7 +137,8 @@ impl fmt::Display for Verb {
 }
 
 /// The kinds of PATCH, by content type.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PatchType {
     /// Server-side apply.
@@ -143,7 +154,8 @@ pub enum PatchType {
 }
 
 /// What came of a request.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Outcome {
     /// No reply yet.
@@ -168,7 +180,8 @@ impl fmt::Display for Outcome {
 }
 
 /// Who decided the outcome of a request.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AnsweredBy {
     /// The API server.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::View;
 
 /// What a watch asks for: everything in it but the resource version.
 ///
 /// Two watches with one identity are two instances of it.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Identity {
     /// API group; empty for the core group.
     pub group: String,
@@ -55,7 +57,8 @@ impl fmt::Display for Identity {
 }
 
 /// In which form a stream carries its objects.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Representation {
     /// The whole objects: `Controller::new`, `watches`, `reflector` over `watcher`.

@@ -113,6 +113,25 @@ impl Stream {
         Some(first + waiting.iter().position(stops)? + 1)
     }
 
+    /// The end of the next `count` events or errors that have not been handed on, counted in frames.
+    pub(in crate::lag) fn end_of_waiting(&self, count: usize) -> Option<usize> {
+        let waiting = self.frames.get(self.handed..)?.iter().enumerate();
+        let mut stops =
+            waiting.filter(|(_, frame)| matches!(frame.kind, FrameKind::Event | FrameKind::Error));
+        stops.nth(count.checked_sub(1)?).map(|(index, _)| self.handed + index + 1)
+    }
+
+    /// The end of what a wrapped read has shown, counted in frames.
+    pub(in crate::lag) fn end_of_read(&self) -> Option<usize> {
+        let shown = |frame: &Frame| frame.kind == FrameKind::Event && frame.events == self.read;
+        self.frames.iter().position(shown).map(|index| index + 1)
+    }
+
+    /// Whether a wrapped read has shown more than the store.
+    pub(in crate::lag) fn is_read_ahead(&self) -> bool {
+        self.read > self.position() && self.body == BodyState::Open
+    }
+
     /// The end of everything up to a resource version, counted in frames.
     /// `None` if that version has not been received.
     pub(in crate::lag) fn end_of(&self, resource_version: &str) -> Option<usize> {

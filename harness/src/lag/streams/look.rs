@@ -57,7 +57,10 @@ impl Stream {
                     .and_then(|index| self.log.events().get(index))
                     .map(Carried::Event),
                 FrameKind::Error => Some(Carried::Error(&frame.bytes)),
-                FrameKind::Initial | FrameKind::InitialEnd | FrameKind::Bookmark => None,
+                FrameKind::Initial
+                | FrameKind::InitialEnd
+                | FrameKind::Bookmark
+                | FrameKind::Cut => None,
             })
             .collect()
     }

@@ -47,6 +47,9 @@ async fn a_record_says_what_was_asked_and_answered() {
     assert_eq!(requests[2].body.as_ref().unwrap()["data"]["value"], "1");
     assert_eq!(requests[3].target(), "configmaps/status");
     assert_eq!(requests[4].resource_version_asked.as_deref(), Some("0"));
+    let cached: Vec<u64> =
+        requests.iter().filter(|request| request.is_cached_read()).map(|r| r.number).collect();
+    assert_eq!(cached, [5, 6], "the live read and the writes are none");
     assert_eq!(requests[5].labels.as_deref(), Some("a=b"));
     assert_eq!(requests[5].resource_version_match.as_deref(), Some("NotOlderThan"));
     assert_eq!(requests[7].outcome, Outcome::Status(404));

@@ -16,8 +16,11 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tower::{BoxError, Service};
 
+use crate::lag::model::{FieldSelector, LabelSelector};
+
 /// Plural name, namespace, name.
 type Key = (String, String, String);
+type Sender = mpsc::UnboundedSender<Result<Bytes, BoxError>>;
 type ServerBody = UnsyncBoxBody<Bytes, BoxError>;
 
 #[derive(Clone, Default)]
@@ -28,16 +31,31 @@ struct State {
     revision: u64,
     oldest: u64,
     objects: BTreeMap<Key, Value>,
-    history: Vec<(u64, &'static str, Key, Value)>,
+    history: Vec<Commit>,
     watches: Vec<Watch>,
     refused_watches: usize,
+    /// The state that requests at resource version 0 see, where it is not the newest.
+    any_state: Option<u64>,
+    /// Frames wait here while the events are stalled.
+    stalled: Option<Vec<(Sender, Bytes)>>,
+    uids: u64,
     log: Vec<String>,
     encodings: Vec<Option<String>>,
 }
 
+/// One change: the object before it and after it.
+struct Commit {
+    revision: u64,
+    key: Key,
+    before: Option<Value>,
+    /// The new state; of a deletion the last one.
+    object: Value,
+    deleted: bool,
+}
+
 struct Watch {
     query: Query,
-    to: mpsc::UnboundedSender<Result<Bytes, BoxError>>,
+    to: Sender,
 }
 
 #[derive(Clone, Default)]
@@ -45,6 +63,7 @@ struct Query {
     resource: String,
     namespace: Option<String>,
     name: Option<String>,
+    subresource: Option<String>,
     metadata: bool,
     parameters: BTreeMap<String, String>,
 }
@@ -110,6 +129,28 @@ impl Server {
         state.watches.retain(|watch| watch.query.resource != resource);
     }
 
+    /// Keeps the frames of all watches back from now on, as a slow connection does.
+    pub(super) fn stall(&self) {
+        self.state().stalled.get_or_insert_default();
+    }
+
+    /// Sends what was kept back, and all that follows.
+    pub(super) fn flow(&self) {
+        for (to, frame) in self.state().stalled.take().unwrap_or_default() {
+            let _ = to.send(Ok(frame));
+        }
+    }
+
+    /// Requests at resource version 0 see this state from now on, as on a lagging replica.
+    pub(super) fn serve_any_at(&self, revision: &str) {
+        self.state().any_state = Some(revision.parse().unwrap());
+    }
+
+    /// The present revision.
+    pub(super) fn revision(&self) -> String {
+        self.state().revision.to_string()
+    }
+
     /// Forgets the past: watches from before now get a 410.
     pub(super) fn compact(&self) {
         let mut state = self.state();
@@ -156,17 +197,50 @@ impl Server {
                 reply(StatusCode::INTERNAL_SERVER_ERROR, &status)
             }
             (&Method::GET, None) if query.is("watch", "true") => state.watch(query),
-            (&Method::GET, None) => reply(StatusCode::OK, &state.list(&query)),
+            (&Method::GET, None) => match state.revision_asked(&query) {
+                Ok(revision) => reply(StatusCode::OK, &state.list(&query, revision)),
+                Err(code) => reply(code, &expired(&query)),
+            },
             (&Method::GET, Some(_)) => match state.objects.get(&query.key()) {
                 Some(object) => reply(StatusCode::OK, object),
                 None => reply(StatusCode::NOT_FOUND, &not_found(&query)),
             },
             (&Method::DELETE, Some(_)) => {
-                state.delete(&query.key());
-                reply(
-                    StatusCode::OK,
-                    &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
-                )
+                let (key, dry) = (query.key(), sent["dryRun"] == json!(["All"]));
+                let Some(object) = state.objects.get(&key).cloned() else {
+                    return reply(StatusCode::NOT_FOUND, &not_found(&query));
+                };
+                if dry {
+                    return reply(StatusCode::OK, &object);
+                }
+                reply(StatusCode::OK, &state.ask_to_delete(&key))
+            }
+            (&Method::DELETE, None) => {
+                let keys: Vec<Key> = state
+                    .objects
+                    .iter()
+                    .filter(|(key, object)| query.selects(key, object))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                let items: Vec<Value> = keys.iter().map(|key| state.objects[key].clone()).collect();
+                for key in &keys {
+                    state.ask_to_delete(key);
+                }
+                let (api_version, kind) = api_of(&query.resource);
+                let list = json!({
+                    "kind": format!("{kind}List"), "apiVersion": api_version,
+                    "metadata": {"resourceVersion": state.revision.to_string()}, "items": items,
+                });
+                reply(StatusCode::OK, &list)
+            }
+            (&Method::POST, Some(_)) if query.subresource.as_deref() == Some("binding") => {
+                let node = sent["target"]["name"].clone();
+                state.put(query.key(), json!({"spec": {"nodeName": node}}));
+                reply(StatusCode::CREATED, &success())
+            }
+            (&Method::POST, Some(_)) if query.subresource.as_deref() == Some("eviction") => {
+                state.ask_to_delete(&query.key());
+                reply(StatusCode::CREATED, &success())
             }
             (&Method::POST, _) => {
                 let named = sent["metadata"]["name"].as_str().map(str::to_owned);
@@ -177,9 +251,27 @@ impl Server {
                 state.put(key.clone(), sent);
                 reply(StatusCode::CREATED, &state.objects[&key])
             }
+            _ if query.subresource.as_deref() == Some("scale") => {
+                state.change(&query.key(), sent);
+                let metadata = &state.objects[&query.key()]["metadata"];
+                let scale = json!({
+                    "kind": "Scale", "apiVersion": "autoscaling/v1",
+                    "metadata": {
+                        "name": metadata["name"], "namespace": metadata["namespace"],
+                        "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"],
+                    },
+                });
+                reply(StatusCode::OK, &scale)
+            }
+            _ if query.is("dryRun", "All") => {
+                let mut object = state.objects[&query.key()].clone();
+                merge(&mut object, sent);
+                object["metadata"]["resourceVersion"] = json!("999999");
+                reply(StatusCode::OK, &object)
+            }
             _ => {
-                state.put(query.key(), sent);
-                reply(StatusCode::OK, &state.objects[&query.key()])
+                let object = state.change(&query.key(), sent);
+                reply(StatusCode::OK, &query.shaped(&object))
             }
         }
     }
@@ -188,9 +280,11 @@ impl Server {
 impl State {
     fn put(&mut self, key: Key, more: Value) -> String {
         self.revision += 1;
-        let known = self.objects.contains_key(&key);
+        let before = self.objects.remove(&key);
         let (api_version, kind) = api_of(&key.0);
-        let mut object = self.objects.remove(&key).unwrap_or_else(|| json!({"metadata": {}}));
+        self.uids += u64::from(before.is_none());
+        let new = || json!({"metadata": {"uid": format!("uid-{}", self.uids)}});
+        let mut object = before.clone().unwrap_or_else(new);
         merge(&mut object, more);
         object["apiVersion"] = json!(api_version);
         object["kind"] = json!(kind);
@@ -198,33 +292,105 @@ impl State {
         object["metadata"]["name"] = json!(key.2);
         object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
         self.objects.insert(key.clone(), object.clone());
-        self.commit(if known { "MODIFIED" } else { "ADDED" }, key, object)
+        self.commit(Commit { revision: self.revision, key, before, object, deleted: false })
+    }
+
+    /// A client's update or patch: one that changes nothing makes no revision, one that removes the last
+    /// finalizer of an object under deletion removes it, and is answered with the revision before.
+    fn change(&mut self, key: &Key, more: Value) -> Value {
+        let Some(before) = self.objects.get(key).cloned() else {
+            self.put(key.clone(), more);
+            return self.objects[key].clone();
+        };
+        let mut object = before.clone();
+        merge(&mut object, more.clone());
+        object["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"].clone();
+        let none = |finalizers: &Value| finalizers.as_array().is_none_or(Vec::is_empty);
+        let metadata = &object["metadata"];
+        if metadata["deletionTimestamp"].is_string() && none(&metadata["finalizers"]) {
+            self.delete(key);
+            return object;
+        }
+        if object == before {
+            return before;
+        }
+        self.put(key.clone(), more);
+        self.objects[key].clone()
+    }
+
+    /// A client's deletion: at once, or marked if something keeps the object. Returns the reply.
+    fn ask_to_delete(&mut self, key: &Key) -> Value {
+        let metadata = &self.objects[key]["metadata"];
+        if metadata["finalizers"].as_array().is_none_or(Vec::is_empty) {
+            let uid = metadata["uid"].clone();
+            self.delete(key);
+            let mut status = success();
+            status["details"] = json!({"name": key.2, "kind": key.0, "uid": uid});
+            return status;
+        }
+        self.put(
+            key.clone(),
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0}}),
+        );
+        self.objects[key].clone()
     }
 
     fn delete(&mut self, key: &Key) -> String {
         self.revision += 1;
-        let mut object = self.objects.remove(key).expect("the test deletes what there is");
+        let before = self.objects.remove(key).expect("the test deletes what there is");
+        let mut object = before.clone();
         object["metadata"]["resourceVersion"] = json!(self.revision.to_string());
-        self.commit("DELETED", key.clone(), object)
+        let (key, before) = (key.clone(), Some(before));
+        self.commit(Commit { revision: self.revision, key, before, object, deleted: true })
     }
 
-    fn commit(&mut self, change: &'static str, key: Key, object: Value) -> String {
-        self.history.push((self.revision, change, key.clone(), object.clone()));
-        for watch in self.watches.iter().filter(|watch| watch.query.selects(&key, &object)) {
-            let _ = watch.to.send(Ok(watch.query.frame(change, &object)));
+    fn commit(&mut self, commit: Commit) -> String {
+        for watch in &self.watches {
+            if let Some(frame) = watch.query.event(&commit) {
+                deliver(&mut self.stalled, &watch.to, frame);
+            }
         }
+        self.history.push(commit);
         self.revision.to_string()
     }
 
     fn send(&mut self, resource: &str, frame: &Value) {
         for watch in self.watches.iter().filter(|watch| watch.query.resource == resource) {
-            let _ = watch.to.send(Ok(Bytes::from(format!("{frame}\n"))));
+            deliver(&mut self.stalled, &watch.to, Bytes::from(format!("{frame}\n")));
         }
     }
 
-    fn list(&self, query: &Query) -> Value {
+    /// The state that a list is to show.
+    fn revision_asked(&self, query: &Query) -> Result<u64, StatusCode> {
+        let asked = query.number("resourceVersion").unwrap_or(usize::MAX);
+        match u64::try_from(asked).unwrap() {
+            0 => Ok(self.any_state.unwrap_or(self.revision)),
+            exact if query.is("resourceVersionMatch", "Exact") => {
+                if exact < self.oldest {
+                    Err(StatusCode::GONE)
+                } else {
+                    Ok(exact)
+                }
+            }
+            _ => Ok(self.revision),
+        }
+    }
+
+    fn objects_at(&self, revision: u64) -> BTreeMap<Key, Value> {
+        let mut objects = BTreeMap::new();
+        for commit in self.history.iter().filter(|commit| commit.revision <= revision) {
+            if commit.deleted {
+                objects.remove(&commit.key);
+            } else {
+                objects.insert(commit.key.clone(), commit.object.clone());
+            }
+        }
+        objects
+    }
+
+    fn list(&self, query: &Query, revision: u64) -> Value {
         let selected: Vec<Value> = self
-            .objects
+            .objects_at(revision)
             .iter()
             .filter(|(key, object)| query.selects(key, object))
             .map(|(_, object)| {
@@ -247,7 +413,7 @@ impl State {
         let next = if page.len() < rest { (first + page.len()).to_string() } else { String::new() };
         json!({
             "kind": format!("{kind}List"), "apiVersion": api_version,
-            "metadata": {"resourceVersion": self.revision.to_string(), "continue": next},
+            "metadata": {"resourceVersion": revision.to_string(), "continue": next},
             "items": page,
         })
     }
@@ -256,9 +422,13 @@ impl State {
         let (to, from) = mpsc::unbounded_channel();
         let start: u64 =
             query.parameters.get("resourceVersion").map_or(0, |rv| rv.parse().unwrap_or(0));
+        let mut from_revision = start;
         if query.is("sendInitialEvents", "true") {
-            for (_, object) in
-                self.objects.iter().filter(|(key, object)| query.selects(key, object))
+            from_revision = self.any_state.unwrap_or(self.revision);
+            for (_, object) in self
+                .objects_at(from_revision)
+                .iter()
+                .filter(|(key, object)| query.selects(key, object))
             {
                 to.send(Ok(query.frame("ADDED", object))).unwrap();
             }
@@ -266,11 +436,11 @@ impl State {
             let end = json!({"type": "BOOKMARK", "object": {
                 "apiVersion": api_version, "kind": kind,
                 "metadata": {
-                    "resourceVersion": self.revision.to_string(),
+                    "resourceVersion": from_revision.to_string(),
                     "annotations": {"k8s.io/initial-events-end": "true"},
                 },
             }});
-            to.send(Ok(Bytes::from(format!("{end}\n")))).unwrap();
+            deliver(&mut self.stalled, &to, Bytes::from(format!("{end}\n")));
         } else if start < self.oldest {
             let status = json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -279,11 +449,10 @@ impl State {
             to.send(Ok(Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})))))
                 .unwrap();
             return stream(from);
-        } else {
-            for (revision, change, key, object) in &self.history {
-                if *revision > start && query.selects(key, object) {
-                    to.send(Ok(query.frame(change, object))).unwrap();
-                }
+        }
+        for commit in self.history.iter().filter(|commit| commit.revision > from_revision) {
+            if let Some(frame) = query.event(commit) {
+                deliver(&mut self.stalled, &to, frame);
             }
         }
         self.watches.push(Watch { query, to });
@@ -306,6 +475,7 @@ impl Query {
             resource: segments.next().unwrap().to_owned(),
             namespace: namespace.map(str::to_owned),
             name: segments.next().map(str::to_owned),
+            subresource: segments.next().map(str::to_owned),
             metadata: accept.contains("PartialObjectMetadata"),
             parameters: form_urlencoded::parse(request.uri().query().unwrap_or("").as_bytes())
                 .into_owned()
@@ -325,18 +495,31 @@ impl Query {
         (self.resource.clone(), self.namespace.clone().unwrap(), self.name.clone().unwrap())
     }
 
-    fn selects(&self, (resource, namespace, name): &Key, object: &Value) -> bool {
-        let label = |requirement: &str| {
-            let (key, value) = requirement.split_once('=').unwrap();
-            object["metadata"]["labels"][key] == *value
-        };
+    fn selects(&self, (resource, namespace, _): &Key, object: &Value) -> bool {
+        let selector = |name: &str| self.parameters.get(name).map(String::as_str);
         *resource == self.resource
             && self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
-            && self.parameters.get("labelSelector").is_none_or(|selector| label(selector))
-            && self
-                .parameters
-                .get("fieldSelector")
-                .is_none_or(|selector| *selector == format!("metadata.name={name}"))
+            && selector("labelSelector")
+                .is_none_or(|text| text.parse::<LabelSelector>().unwrap().matches(object))
+            && selector("fieldSelector")
+                .is_none_or(|text| text.parse::<FieldSelector>().unwrap().matches(object))
+    }
+
+    /// The frame that a commit makes in this watch: crossing the selectors is an ADDED or a DELETED.
+    fn event(&self, commit: &Commit) -> Option<Bytes> {
+        let before = commit.before.as_ref().is_some_and(|object| self.selects(&commit.key, object));
+        let after = !commit.deleted && self.selects(&commit.key, &commit.object);
+        let change = match (before, after) {
+            (false, true) => "ADDED",
+            (true, true) => "MODIFIED",
+            (true, false) => "DELETED",
+            (false, false) => return None,
+        };
+        // Source: Kubernetes apiserver, `storage/cacher`: what leaves the selectors is sent as it was
+        // before, at the revision at which it left.
+        let mut object = if after { &commit.object } else { commit.before.as_ref()? }.clone();
+        object["metadata"]["resourceVersion"] = json!(commit.revision.to_string());
+        Some(self.frame(change, &object))
     }
 
     fn shaped(&self, object: &Value) -> Value {
@@ -352,6 +535,24 @@ impl Query {
     fn frame(&self, change: &str, object: &Value) -> Bytes {
         Bytes::from(format!("{}\n", json!({"type": change, "object": self.shaped(object)})))
     }
+}
+
+fn deliver(stalled: &mut Option<Vec<(Sender, Bytes)>>, to: &Sender, frame: Bytes) {
+    match stalled {
+        Some(stalled) => stalled.push((to.clone(), frame)),
+        None => drop(to.send(Ok(frame))),
+    }
+}
+
+fn success() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})
+}
+
+fn expired(query: &Query) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410,
+        "message": format!("The provided resource version for {} is too old", query.resource),
+    })
 }
 
 fn stream(mut from: mpsc::UnboundedReceiver<Result<Bytes, BoxError>>) -> Response<ServerBody> {

@@ -4,6 +4,9 @@
 //! containers. `LAGGARD_WORLD_ROUNDS` says how often what has to hold every time is tried; the
 //! default is right for a change, and a thousand for a night.
 
+#![expect(clippy::print_stdout, reason = "figures for whoever runs these with --nocapture")]
+#![expect(clippy::type_complexity, reason = "a table of cases is read more easily than its type")]
+
 /// The same tests on each kind of server; those after the semicolon not in containers, where they
 /// would show the same once more.
 macro_rules! on_each_server {

@@ -1,0 +1,32 @@
+//! Exploring a subject: every run within bounds, the shrinking of what fails, and its replay.
+//!
+//! Nothing here knows Kubernetes. A [`Subject`] is run again and again with other [`Choices`]; what it
+//! meets are [`Point`](crate::lag::model::Point)s, each with a menu. [`Search`] enumerates, [`Sample`]
+//! draws, [`Shrink`] reduces, a [`Token`] replays and [`Regressions`] keeps tokens in a file.
+
+mod choices;
+mod clock;
+mod pool;
+mod random;
+mod regressions;
+mod replay;
+mod sample;
+mod search;
+mod shrink;
+mod subject;
+#[cfg(test)]
+mod tests;
+mod token;
+
+pub use self::{
+    choices::{Choices, Divergence, Unmatched, Why},
+    clock::{Clock, Stopwatch},
+    pool::{ExploreError, Failure},
+    regressions::{Regressions, RegressionsError},
+    replay::{OutOfDate, ReplayError, confirm, replay},
+    sample::Sample,
+    search::{Explored, Search},
+    shrink::{Shrink, Shrunk},
+    subject::{Ending, Outcome, Subject},
+    token::{ParseTokenError, Token},
+};

@@ -1,0 +1,8 @@
+//! Search, shrinking and replay together: against brute force, and on subjects made up for one question.
+
+mod brute_force;
+mod naive;
+mod program;
+mod script;
+mod searching;
+mod shrinking;

@@ -1,0 +1,216 @@
+//! Boundaries: the moment before a reply is handed back, at which a scheduler says what each stream shows.
+//!
+//! A request has taken effect and its events have been received; its caller does not know yet. Between two replies a
+//! sequential pass does nothing but cached reads, so if streams move here and nowhere else, every
+//! combination of views that such a pass can see is a list of numbers.
+
+use std::{
+    fmt,
+    future::ready,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::{
+    engine::{Engine, Registry},
+    error::StreamError,
+    filter::Filter,
+    model::{CachedRead, Connection, Identity, Request, StreamDescription},
+    released::Released,
+    selector::StreamSelector,
+};
+
+/// Decides what streams show: how far each moves at a boundary, which answer a cached read gets, which
+/// state an initial list has.
+///
+/// Set with [`Lag::set_scheduler`](super::Lag::set_scheduler). Methods are called one at a time, and must not call the
+/// [`Lag`](super::Lag) back. [`Choices`](super::Choices) is the one that puts each decision to a
+/// [`Chooser`](super::model::Chooser).
+pub trait Scheduler: Send {
+    /// Called first at each boundary: what other actors do before any stream moves.
+    ///
+    /// They act through [`Lag::actor_client`](super::Lag::actor_client), so that the streams have received what
+    /// they did when the future is done. The reply waits for it.
+    fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
+        let _ = boundary;
+        Box::pin(ready(()))
+    }
+
+    /// How many of the events `waiting` in a held stream are released before the reply is handed back.
+    ///
+    /// Asked for each held, open stream in which something waits, in the order in which they were opened, those
+    /// that only trigger passes last. More than there are means all.
+    fn release(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        waiting: &[Released],
+    ) -> usize;
+
+    /// Says that the client did not take in what `release` let go: that choice cannot happen with this code.
+    ///
+    /// What was not handed over is held as before; the reply is handed back.
+    fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
+        tracing::debug!(%boundary, %stream, %error, "a release was not taken in");
+    }
+
+    /// Which of the distinct `answers` a cached read gets; they run from the newest to that of the present
+    /// position. Only asked where there are two or more.
+    fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {
+        let _ = (stream, answers);
+        0
+    }
+
+    /// Which of the states that it may show an initial list shows, by resource version; the newest, which is
+    /// whatever the server answers, comes first. Only asked where there are two or more.
+    fn initial(&mut self, stream: &Identity, versions: &[String]) -> usize {
+        let _ = (stream, versions);
+        0
+    }
+}
+
+/// The moment before a reply is handed back.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Boundary {
+    /// Counts the boundaries since the scheduler was set, from 1.
+    pub number: u64,
+    /// The request, with what came of it so far.
+    pub request: Request,
+}
+
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Request { number, verb, .. } = &self.request;
+        write!(f, "boundary {} after #{number} {verb} {}", self.number, self.request.target())
+    }
+}
+
+/// The scheduler that is set, if one is.
+#[derive(Default)]
+pub(super) struct Schedule(Mutex<Scheduled>);
+
+#[derive(Default)]
+pub(super) struct Scheduled {
+    pub(super) scheduler: Option<Box<dyn Scheduler>>,
+    boundaries: u64,
+}
+
+impl Schedule {
+    pub(super) fn set(&self, scheduler: Option<Box<dyn Scheduler>>) -> Option<Box<dyn Scheduler>> {
+        let mut scheduled = self.lock();
+        scheduled.boundaries = 0;
+        std::mem::replace(&mut scheduled.scheduler, scheduler)
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.lock().scheduler.is_some()
+    }
+
+    /// Asks the scheduler, if one is set.
+    pub(super) fn ask<T>(
+        &self,
+        ask: impl FnOnce(&mut (dyn Scheduler + 'static)) -> T,
+    ) -> Option<T> {
+        self.lock().scheduler.as_deref_mut().map(ask)
+    }
+
+    fn next_boundary(&self) -> u64 {
+        let mut scheduled = self.lock();
+        scheduled.boundaries += 1;
+        scheduled.boundaries
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Scheduled> {
+        // A scheduler that panics has failed the run by that; what follows need not fail as well.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Schedule").field(&self.is_set()).finish()
+    }
+}
+
+/// What happens before the reply to request `number` is handed back.
+///
+/// Replies go back in the order of their requests while a scheduler is set: one waits for those before it,
+/// as long as their callers do.
+pub(super) async fn reach(engine: &Arc<Engine>, number: u64) {
+    if engine.schedule.is_set() {
+        engine.wait_for_ever(|registry| registry.is_first(number).then_some(())).await;
+        if let Some(request) = engine.recorder.get(number) {
+            let boundary = Boundary { number: engine.schedule.next_boundary(), request };
+            schedule(engine, &boundary).await;
+        }
+    }
+    catch_up(engine).await;
+}
+
+async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
+    if let Some(environment) = engine.schedule.ask(|scheduler| scheduler.environment(boundary)) {
+        environment.await;
+    }
+    for index in engine.look(Registry::release_order) {
+        let asked = engine.look(|registry| {
+            let stream = &registry.streams[index];
+            let waiting: Vec<Released> = stream.waiting().iter().map(Released::from).collect();
+            let moves = stream.is_held() && stream.connection() == Connection::Open;
+            (moves && !waiting.is_empty()).then(|| (stream.describe(), waiting))
+        });
+        let Some((stream, waiting)) = asked else { continue };
+        let count = engine.schedule.ask(|scheduler| scheduler.release(boundary, &stream, &waiting));
+        let count = count.unwrap_or_default().min(waiting.len());
+        if count == 0 {
+            continue;
+        }
+        let selector = exactly(engine, index);
+        if let Err(error) = selector.release_waiting(index, count).await {
+            engine.schedule.ask(|scheduler| scheduler.not_taken(boundary, &stream, error));
+        }
+    }
+}
+
+/// Brings each store up to what a wrapped read has shown of its stream already.
+pub(super) async fn catch_up(engine: &Arc<Engine>) {
+    let behind = |registry: &Registry| -> Vec<usize> {
+        let streams = registry.streams.iter().enumerate();
+        streams.filter(|(_, stream)| stream.is_read_ahead()).map(|(index, _)| index).collect()
+    };
+    for index in engine.look(behind) {
+        if let Err(error) = exactly(engine, index).catch_up(index).await {
+            let stream = engine.look(|registry| registry.streams[index].describe());
+            tracing::warn!(%stream, %error, "a store is behind what was read through the wrapper");
+        }
+    }
+}
+
+fn exactly(engine: &Arc<Engine>, index: usize) -> StreamSelector<()> {
+    let filter = engine.look(|registry| {
+        let stream = &registry.streams[index];
+        Filter::exactly(&stream.identity, stream.instance)
+    });
+    StreamSelector::from_filter(Arc::clone(engine), filter)
+}
+
+/// The end of the waits of one boundary.
+impl StreamSelector<()> {
+    async fn release_waiting(&self, index: usize, count: usize) -> Result<(), StreamError> {
+        let attempt = "release events at a boundary";
+        let deadline = Instant::now() + self.engine.deadline();
+        let _turn = self.turn(attempt, index, deadline).await?;
+        self.release(attempt, index, deadline, |stream| stream.end_of_waiting(count)).await?;
+        Ok(())
+    }
+
+    async fn catch_up(&self, index: usize) -> Result<(), StreamError> {
+        let attempt = "bring the store up to what was read";
+        let deadline = Instant::now() + self.engine.deadline();
+        let _turn = self.turn(attempt, index, deadline).await?;
+        self.release(attempt, index, deadline, |stream| stream.end_of_read()).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! The scheduler that puts every decision to a chooser, as a named point with a menu.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    boundary::{Boundary, Scheduler},
+    error::StreamError,
+    model::{
+        Alt, CachedRead, Chooser, Chosen, Identity, Kind, Point, PointId, Query, Representation,
+        StreamDescription, moves_at,
+    },
+    released::Released,
+};
+
+/// Puts each decision to a [`Chooser`], and keeps what was chosen.
+///
+/// A boundary with three held streams is three points. A menu begins with the freshest: everything is
+/// released, the newest answer is given, the list shows what the server has. Staying behind costs 1 where the
+/// hold opens, and nothing while it goes on.
+///
+/// ```no_run
+/// use laggard::lag::{Choices, Lag, model::Freshest};
+///
+/// # fn example(lag: &Lag) {
+/// lag.hold();
+/// let choices = Choices::new(Freshest);
+/// let record = choices.record();
+/// lag.set_scheduler(choices);
+/// // ... run the code under test ...
+/// lag.clear_scheduler();
+/// for chosen in record.chosen() {
+///     println!("{chosen}");
+/// }
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Choices<C> {
+    chooser: C,
+    record: ChoiceRecord,
+    met: BTreeMap<(String, Kind), u32>,
+    /// How far each stream was behind after the last boundary, by its subject.
+    behind: BTreeMap<String, usize>,
+    subjects: BTreeMap<(Identity, usize), String>,
+}
+
+impl<C: Chooser> Choices<C> {
+    /// Asks `chooser`, from the first point on.
+    #[must_use]
+    pub fn new(chooser: C) -> Self {
+        Self {
+            chooser,
+            record: ChoiceRecord::default(),
+            met: BTreeMap::new(),
+            behind: BTreeMap::new(),
+            subjects: BTreeMap::new(),
+        }
+    }
+
+    /// A handle on what is chosen, for when the scheduler has been given away.
+    #[must_use]
+    pub fn record(&self) -> ChoiceRecord {
+        self.record.clone()
+    }
+
+    fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
+        // Menus are made below: not empty, the first free, the labels distinct.
+        let Ok(point) = Point::new(id, menu) else { return 0 };
+        let taken = self.chooser.choose(&point);
+        let taken = if taken < point.menu().len() { taken } else { 0 };
+        self.record.lock().chosen.push(Chosen { point, taken });
+        taken
+    }
+
+    fn next(&mut self, subject: &str, kind: Kind) -> PointId {
+        let number = self.met.entry((subject.to_owned(), kind)).or_default();
+        *number += 1;
+        PointId::new(subject, kind, *number)
+    }
+
+    /// The stream's resource, and a number where a run has several of it.
+    fn subject(&mut self, identity: &Identity, instance: usize) -> String {
+        let known = (identity.clone(), instance);
+        if let Some(subject) = self.subjects.get(&known) {
+            return subject.clone();
+        }
+        let form = match identity.representation {
+            Representation::Metadata => "/metadata",
+            _ => "",
+        };
+        let name = format!("{}{form}", identity.qualified_resource());
+        let same = self
+            .subjects
+            .values()
+            .filter(|subject| subject.split('#').next() == Some(name.as_str()));
+        let subject = match same.count() {
+            0 => name,
+            others => format!("{name}#{}", others + 1),
+        };
+        self.subjects.insert(known, subject.clone());
+        subject
+    }
+}
+
+impl<C: Chooser> Scheduler for Choices<C> {
+    fn release(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        waiting: &[Released],
+    ) -> usize {
+        let subject = self.subject(&stream.identity, stream.instance);
+        let held_before = self.behind.get(&subject).is_some_and(|behind| *behind > 0);
+        let menu = moves_at(0, waiting.len(), held_before).into_iter().map(|offer| offer.alt);
+        let number = u32::try_from(boundary.number).unwrap_or(u32::MAX);
+        let id = PointId::new(&subject, Kind::Boundary, number);
+        let lag = self.choose(id, menu.collect());
+        self.behind.insert(subject, lag);
+        waiting.len() - lag
+    }
+
+    fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
+        let subject = self.subject(&stream.identity, stream.instance);
+        let number = u32::try_from(boundary.number).unwrap_or(u32::MAX);
+        let id = PointId::new(subject, Kind::Boundary, number);
+        self.record.lock().impossible.push((id, error.to_string()));
+    }
+
+    fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {
+        let stream = self.subject(&stream.identity, stream.instance);
+        let subject = match answers.first().map(|answer| &answer.query) {
+            Some(Query::Get(key)) => format!("{stream}/{}", key.name),
+            _ => stream,
+        };
+        let id = self.next(&subject, Kind::Read);
+        self.choose(id, by_lag(answers.len()))
+    }
+
+    fn initial(&mut self, stream: &Identity, versions: &[String]) -> usize {
+        let subject = self.subject(stream, 1);
+        let id = self.next(&subject, Kind::Init);
+        self.choose(id, by_lag(versions.len()))
+    }
+}
+
+fn by_lag(length: usize) -> Vec<Alt> {
+    let alternative = |lag: usize| match u32::try_from(lag).unwrap_or(u32::MAX) {
+        0 => Alt::freshest(),
+        lag => Alt::behind(lag),
+    };
+    (0..length).map(alternative).collect()
+}
+
+/// What was chosen, in order; a clone is another handle on the same record.
+#[derive(Clone, Debug, Default)]
+pub struct ChoiceRecord(Arc<Mutex<Recorded>>);
+
+#[derive(Debug, Default)]
+struct Recorded {
+    chosen: Vec<Chosen>,
+    impossible: Vec<(PointId, String)>,
+}
+
+impl ChoiceRecord {
+    /// The points so far, with what was taken at each.
+    #[must_use]
+    pub fn chosen(&self) -> Vec<Chosen> {
+        self.lock().chosen.clone()
+    }
+
+    /// The boundaries at which what was chosen could not be done, each with the reason: such a run is none
+    /// that the code under test can have.
+    #[must_use]
+    pub fn impossible(&self) -> Vec<(PointId, String)> {
+        self.lock().impossible.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
+        // Nothing that can panic runs under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,223 @@
+//! What happened in a run, without what differs between two runs of one schedule.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Action, Run};
+
+/// A line for each step, such that two runs of one schedule have equal lines.
+///
+/// Times are left out. Resource versions, UIDs, namespaces and names that the server made up are replaced
+/// by the order in which they were first seen; moments inside objects by `<time>`; the text of a violation
+/// is left out, its oracle is not.
+///
+/// ```
+/// use laggard::lag::model::{Action, Fault, Run, Step, normalised};
+/// use std::time::Duration;
+///
+/// let mut run = Run::new("a test");
+/// run.steps.push(Step::new(Duration::from_millis(7), Action::Fault(Fault::Restart)));
+/// assert_eq!(normalised(&run), [r#"{"fault":"restart"}"#]);
+/// ```
+#[must_use]
+pub fn normalised(run: &Run) -> Vec<String> {
+    let mut names = Names::of(run);
+    run.steps
+        .iter()
+        .map(|step| {
+            let mut action = step.action.clone();
+            if let Action::Violation(violation) = &mut action {
+                violation.text.clear();
+            }
+            // Every map in it has text for keys, which is all that this conversion can fail for.
+            let mut value = serde_json::to_value(&action).unwrap_or_default();
+            names.replace(&mut value);
+            match step.pass {
+                Some(pass) => format!("pass {pass}: {value}"),
+                None => value.to_string(),
+            }
+        })
+        .collect()
+}
+
+/// What has been seen, and what it is called instead.
+struct Names {
+    versions: BTreeMap<String, usize>,
+    uids: BTreeMap<String, usize>,
+    /// Names and namespaces, the longest first.
+    texts: Vec<(String, String)>,
+}
+
+impl Names {
+    fn of(run: &Run) -> Self {
+        let mut texts: Vec<(String, String)> = Vec::new();
+        let mut add = |from: &str, to: String| {
+            if !from.is_empty() && texts.iter().all(|(known, _)| known != from) {
+                texts.push((from.to_owned(), to));
+            }
+        };
+        let (mut namespaces, mut made) = (BTreeMap::new(), BTreeMap::new());
+        for commit in &run.history {
+            if let Some(namespace) = &commit.key.namespace {
+                let number = ordinal(&mut namespaces, namespace);
+                add(namespace, format!("<namespace {number}>"));
+            }
+            let prefix = commit
+                .object
+                .as_ref()
+                .and_then(|object| object.pointer("/metadata/generateName"))
+                .and_then(Value::as_str);
+            if let Some(prefix) = prefix.filter(|prefix| commit.key.name.starts_with(prefix)) {
+                let number = ordinal(&mut made, &commit.key.name);
+                add(&commit.key.name, format!("{prefix}<{number}>"));
+            }
+        }
+        texts.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+        Self { versions: BTreeMap::new(), uids: BTreeMap::new(), texts }
+    }
+
+    fn replace(&mut self, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                for left_out in ["started", "finished"] {
+                    fields.remove(left_out);
+                }
+                for (field, value) in fields {
+                    match (field.as_str(), value) {
+                        (
+                            "resource_version"
+                            | "resourceVersion"
+                            | "resource_version_asked"
+                            | "resource_version_answered"
+                            | "exact"
+                            | "not_older_than",
+                            Value::String(version),
+                        ) if version.parse::<u64>().is_ok_and(|version| version > 0) => {
+                            *version = format!("<rv {}>", ordinal(&mut self.versions, version));
+                        }
+                        ("uid", Value::String(uid)) => {
+                            *uid = format!("<uid {}>", ordinal(&mut self.uids, uid));
+                        }
+                        (_, value) => self.replace(value),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.replace(item)),
+            Value::String(text) => {
+                if is_moment(text) {
+                    "<time>".clone_into(text);
+                    return;
+                }
+                for (from, to) in &self.texts {
+                    *text = replace_word(text, from, to);
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+}
+
+fn ordinal(seen: &mut BTreeMap<String, usize>, text: &str) -> usize {
+    let next = seen.len() + 1;
+    *seen.entry(text.to_owned()).or_insert(next)
+}
+
+/// Replaces `word` where it is not a part of a longer word.
+fn replace_word(text: &str, word: &str, by: &str) -> String {
+    let inside = |character: Option<char>| character.is_some_and(char::is_alphanumeric);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let (before, after) = (&rest[..at], &rest[at + word.len()..]);
+        let last = before.chars().next_back().or_else(|| out.chars().next_back());
+        out.push_str(before);
+        let part = inside(last) || inside(after.chars().next());
+        out.push_str(if part { word } else { by });
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Such as `2026-01-31T12:00:00Z`, with or without a fraction.
+fn is_moment(text: &str) -> bool {
+    const FORM: &[u8] = b"0000-00-00T00:00:00";
+    let bytes = text.as_bytes();
+    bytes.len() > FORM.len()
+        && bytes.last() == Some(&b'Z')
+        && bytes.iter().zip(FORM).all(|(byte, form)| match form {
+            b'0' => byte.is_ascii_digit(),
+            other => byte == other,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::{
+        super::{
+            Author, CachedRead, Change, Commit, ObjectKey, Query, Release, Seen, ShownEvent, Step,
+        },
+        *,
+    };
+
+    /// A run in which a pod with a made-up name is read, then shown.
+    fn run(namespace: &str, name: &str, version: &str, uid: &str, position: usize) -> Run {
+        let key = ObjectKey::namespaced(namespace, name);
+        let mut run = Run::new("r");
+        run.history.push(Commit {
+            resource_version: version.to_owned(),
+            resource: "pods".to_owned(),
+            key: key.clone(),
+            uid: None,
+            change: Change::Added,
+            by: Author::SetUp,
+            step: None,
+            object: Some(json!({"metadata": {"generateName": "web-"}})),
+        });
+        let seen = Seen {
+            key: key.clone(),
+            resource_version: version.to_owned(),
+            uid: Some(uid.to_owned()),
+            generation: None,
+        };
+        let read = CachedRead {
+            stream: 0,
+            incarnation: 1,
+            position,
+            query: Query::Get(key.clone()),
+            answer: vec![seen],
+            site: None,
+            behind: 0,
+            stale: false,
+            point: None,
+        };
+        let event = ShownEvent { change: Change::Added, key, resource_version: version.to_owned() };
+        let release = Release { stream: 0, incarnation: 1, events: vec![event], point: None };
+        let at = Duration::from_millis(version.len() as u64);
+        run.steps.push(Step::in_pass(at, 1, Action::Read(read)));
+        run.steps.push(Step::new(at, Action::Release(release)));
+        run
+    }
+
+    #[test]
+    fn two_runs_of_one_schedule_have_equal_lines_and_another_schedule_has_not() {
+        let one = normalised(&run("lw-abc", "web-x7k", "17", "u-1", 0));
+        assert_eq!(one, normalised(&run("lw-xyz", "web-q2p", "4711", "u-2", 0)));
+        assert_ne!(one, normalised(&run("lw-abc", "web-x7k", "17", "u-1", 1)));
+        assert!(one[0].contains(r#""name":"web-<1>""#), "{}", one[0]);
+        assert!(one[0].contains(r#""namespace":"<namespace 1>""#), "{}", one[0]);
+        assert!(one[1].contains(r#""resource_version":"<rv 1>""#), "{}", one[1]);
+    }
+
+    #[test]
+    fn a_name_is_replaced_as_a_word_and_a_moment_whole() {
+        assert_eq!(replace_word("/n/pods/n-0/nn", "n", "X"), "/X/pods/X-0/nn");
+        assert!(is_moment("2026-01-31T12:00:00Z") && is_moment("2026-01-31T12:00:00.123456Z"));
+        assert!(!is_moment("2026-01-31") && !is_moment("2026-01-31T12:00:00"));
+    }
+}

@@ -1,0 +1,215 @@
+//! The steps of a run as numbered lines, which the text and the pictures share.
+
+use std::collections::BTreeMap;
+
+use crate::lag::model::{
+    Action, Author, CachedRead, Fault, Query, Release, RequestStep, Run, Seen, Source, Verb,
+};
+
+/// One numbered line about one step.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Line {
+    /// The index of the step.
+    pub(super) step: usize,
+    /// From 1, in the order of the run.
+    pub(super) number: usize,
+    pub(super) kind: LineKind,
+    /// `PATCH`, `CACHE`, `ACTOR`, …
+    pub(super) what: String,
+    /// `apply`, `get`, …
+    pub(super) how: String,
+    /// What it is about.
+    pub(super) target: String,
+    /// A place in the source, or a tracing span in brackets.
+    pub(super) site: String,
+    /// What came of it.
+    pub(super) outcome: String,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum LineKind {
+    Write,
+    LiveRead,
+    FreshRead,
+    StaleRead,
+    Held,
+    Actor,
+    Fault,
+    Violation,
+}
+
+impl LineKind {
+    /// Whether a reader who wants only the race has to see it.
+    pub(super) fn explains(self) -> bool {
+        !matches!(self, Self::LiveRead | Self::FreshRead)
+    }
+}
+
+/// The steps that somebody did: requests, reads, other actors, faults and violations. Deliveries that
+/// held nothing back are left to the timeline.
+pub(super) fn lines(run: &Run) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (index, step) in run.steps.iter().enumerate() {
+        let line = match &step.action {
+            Action::Request(request) => of_request(request),
+            Action::Read(read) => Some(of_read(run, read)),
+            Action::Release(release) => of_release(run, release),
+            Action::Environment(step) => Some(Line {
+                target: step.text.clone(),
+                outcome: step.commits.first().map_or_else(String::new, |commit| {
+                    format!("-> rv {}", commit.resource_version)
+                }),
+                ..blank(LineKind::Actor, "ACTOR", &step.actor)
+            }),
+            Action::Fault(fault) => Some(of_fault(fault)),
+            Action::Violation(violation) => Some(Line {
+                target: violation.oracle.clone(),
+                outcome: format!("** {}", violation.text),
+                ..blank(LineKind::Violation, "VIOLATES", "")
+            }),
+            _ => None,
+        };
+        if let Some(line) = line {
+            lines.push(Line { step: index, number: lines.len() + 1, ..line });
+        }
+    }
+    lines
+}
+
+/// The line of each request, by the request's own number.
+pub(super) fn by_request(run: &Run, lines: &[Line]) -> BTreeMap<u64, usize> {
+    lines
+        .iter()
+        .filter_map(|line| match &run.steps.get(line.step)?.action {
+            Action::Request(request) => Some((request.request.number, line.number)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Who did something, in the numbers that the reader sees.
+pub(super) fn author(by: &Author, numbers: &BTreeMap<u64, usize>) -> String {
+    match by {
+        Author::Request(number) => match numbers.get(number) {
+            Some(line) => format!("#{line}"),
+            None => "an earlier request".to_owned(),
+        },
+        other => other.to_string(),
+    }
+}
+
+fn blank(kind: LineKind, what: &str, how: &str) -> Line {
+    Line {
+        step: 0,
+        number: 0,
+        kind,
+        what: what.to_owned(),
+        how: how.to_owned(),
+        target: String::new(),
+        site: String::new(),
+        outcome: String::new(),
+    }
+}
+
+fn of_request(step: &RequestStep) -> Option<Line> {
+    let request = &step.request;
+    if request.verb == Verb::Watch {
+        return None; // what it delivers is in the releases
+    }
+    let (kind, arrow) = match (request.verb.is_write(), step.source) {
+        (true, _) => (LineKind::Write, "->"),
+        (false, Source::View { .. }) => (LineKind::StaleRead, "<-"),
+        (false, _) => (LineKind::LiveRead, "<-"),
+    };
+    let (what, how) = verb(request.verb, request.subresource.as_deref());
+    let version = request
+        .resource_version_answered
+        .as_deref()
+        .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}"));
+    let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
+    let flipped = if kind == LineKind::StaleRead { "   answered from the view" } else { "" };
+    Some(Line {
+        target: format!("{}{name}", request.resource),
+        site: request.span.as_deref().map_or_else(String::new, |span| format!("[{span}]")),
+        outcome: format!("{arrow} {version}{}{flipped}", generation(&step.reply)),
+        ..blank(kind, what, how)
+    })
+}
+
+fn verb(verb: Verb, subresource: Option<&str>) -> (&'static str, &str) {
+    let (method, how) = match verb {
+        Verb::Get => ("GET", "get"),
+        Verb::List => ("GET", "list"),
+        Verb::Create => ("POST", "create"),
+        Verb::Update => ("PUT", "update"),
+        Verb::Delete | Verb::DeleteCollection => ("DELETE", "delete"),
+        Verb::Patch(crate::lag::model::PatchType::Apply) => ("PATCH", "apply"),
+        Verb::Patch(_) => ("PATCH", "patch"),
+        _ => ("OTHER", ""),
+    };
+    (method, subresource.unwrap_or(how))
+}
+
+fn of_read(run: &Run, read: &CachedRead) -> Line {
+    let kind = if read.stale { LineKind::StaleRead } else { LineKind::FreshRead };
+    let stream = run
+        .streams
+        .get(read.stream)
+        .map_or_else(String::new, |stream| stream.identity.resource.clone());
+    let (how, target) = match &read.query {
+        Query::Get(key) => ("get".to_owned(), format!("{stream}/{}", key.name)),
+        other => (other.to_string(), stream),
+    };
+    let answer = match read.answer.as_slice() {
+        [] => "nothing".to_owned(),
+        [seen] => format!("rv {}{}", seen.resource_version, generation(&read.answer)),
+        several => format!("{} objects", several.len()),
+    };
+    let behind = match (read.stale, read.behind) {
+        (true, behind) => format!("   {} behind", events(behind)),
+        (false, _) => String::new(),
+    };
+    Line {
+        target,
+        site: read.site.as_ref().map_or_else(String::new, ToString::to_string),
+        outcome: format!("<- {answer}{behind}"),
+        ..blank(kind, "CACHE", &how)
+    }
+}
+
+/// A delivery that was chosen: with it the client's view moves.
+fn of_release(run: &Run, release: &Release) -> Option<Line> {
+    release.point.as_ref()?;
+    let stream = run.streams.get(release.stream)?;
+    let last = release.events.last()?;
+    Some(Line {
+        target: stream.to_string(),
+        outcome: format!("{}, to rv {}", events(release.events.len()), last.resource_version),
+        ..blank(LineKind::Held, "RELEASE", "")
+    })
+}
+
+fn of_fault(fault: &Fault) -> Line {
+    let text = match fault {
+        Fault::Restart => "the process ends and begins anew".to_owned(),
+        Fault::RequestLost(_) => "the next request never arrives".to_owned(),
+        Fault::ReplyLost(_) => "the reply is lost, although it took effect".to_owned(),
+    };
+    Line { target: text, ..blank(LineKind::Fault, "FAULT", "") }
+}
+
+pub(super) fn events(count: usize) -> String {
+    match count {
+        1 => "1 event".to_owned(),
+        count => format!("{count} events"),
+    }
+}
+
+fn generation(seen: &[Seen]) -> String {
+    match seen {
+        [seen] => seen
+            .generation
+            .map_or_else(String::new, |generation| format!(" (generation {generation})")),
+        _ => String::new(),
+    }
+}
