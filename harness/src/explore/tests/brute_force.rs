@@ -260,7 +260,8 @@ fn parts_of_a_search_make_every_run_once_and_none_twice() {
 }
 
 #[test]
-fn one_hold_costs_at_most_events_times_boundaries() {
+fn one_hold_spans_boundaries_and_costs_at_most_events_times_boundaries() {
+    let mut spans = 0;
     for seed in 0..60 {
         let program = Program { operations: 6, before: 2, whole: true, ..program(seed) };
         let collector = Collector::new(Explored { program, mode: Mode::Boundaries });
@@ -272,8 +273,10 @@ fn one_hold_costs_at_most_events_times_boundaries() {
             records.iter().map(|(_, run)| 1 + run.requests().count()).max().unwrap() as u64;
         let most = 1 + events * boundaries;
         assert!(explored.verdict.runs <= most, "seed {seed}: {} of {most}", explored.verdict.runs);
+        spans += records.iter().filter(|(_, run)| run.deviations().count() > 1).count();
         assert!(records.iter().all(|(_, run)| {
             run.choices.iter().all(|chosen| chosen.point.kind() == Kind::Boundary)
         }));
     }
+    assert!(spans > 20, "few holds last over several boundaries: {spans}");
 }

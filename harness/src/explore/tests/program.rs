@@ -155,6 +155,8 @@ impl Subject for Explored {
             yield_once().await;
         }
         machine.go();
+        // A run that left its prefix is told by the search itself.
+        machine.run.choices = machine.choices.met().unwrap_or_default();
         let count = match self.mode {
             Mode::Wrapper(_) => interleavings(&machine.run).expect("all objects are kept"),
             Mode::Boundaries => 1,

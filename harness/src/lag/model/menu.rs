@@ -95,6 +95,18 @@ mod tests {
     }
 
     #[test]
+    fn to_keep_a_stream_where_it_was_held_is_free_and_to_hold_from_elsewhere_is_not() {
+        let menu = |held| {
+            moves_at(1, 4, held)
+                .into_iter()
+                .map(|o| (o.position, o.alt.lag, o.alt.cost))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(menu(false), [(4, 0, 0), (3, 1, 1), (2, 2, 1), (1, 3, 1)]);
+        assert_eq!(menu(true), [(4, 0, 0), (3, 1, 1), (2, 2, 1), (1, 3, 0)]);
+    }
+
+    #[test]
     fn a_stream_with_nothing_waiting_has_one_move() {
         assert_eq!(moves_at(4, 4, true).len(), 1);
         assert_eq!(moves_at(4, 4, true)[0].alt, Alt::freshest());

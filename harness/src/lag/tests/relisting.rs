@@ -151,6 +151,11 @@ async fn what_the_server_has_forgotten_is_served_from_the_log() {
         cache.hold();
         cache.relist_from(&first).await.unwrap();
         assert_eq!(names(&fixture), ["a=1"]);
+        // So is what followed it, as far as that log goes; only then the client is told that more is gone.
+        cache.release_one().await.unwrap();
+        assert_eq!(names(&fixture), ["a=1", "b=1"]);
+        let gone = cache.release_one().await.unwrap();
+        assert!(gone.to_string().contains("too old resource version"), "{gone}");
     }
 }
 
