@@ -69,6 +69,21 @@ async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Without any late writer nothing has to be waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_an_erasure_returns_everything_written_before_it_is_gone() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    for round in 0..rounds(100)? {
+        let namespace = stage.namespace().await?;
+        // A kind that the world had not had until just now.
+        let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
+        stage.create(&leases, &json!({ "metadata": { "name": "l" } })).await?;
+        stage.worlds.erase_namespace(&namespace).await?;
+        assert_eq!(keys_of_worlds(&stage.plane).await?, [""; 0], "round {round}");
+    }
+    stage.stop().await
+}
+
 /// What is written long after, when nobody who erased anything is there any more.
 #[tokio::test]
 async fn a_sweep_removes_what_came_after_the_erasure() -> Result<()> {
