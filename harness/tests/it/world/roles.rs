@@ -44,6 +44,19 @@ async fn what_a_role_lost_is_lost_at_the_first_request(stage: &Stage) -> Result<
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
     ] });
     request(&stage.client, "PATCH", &path, Some(&rules)).await?;
+    // What `ready` takes from the text of a review.
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+        "spec": {
+            "user": format!("system:serviceaccount:{source}:r"),
+            "resourceAttributes": { "namespace": source, "verb": "get", "resource": "configmaps" },
+        },
+    });
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let review = stage.create(path, &review).await?;
+    let reason = review["status"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains(&format!("RoleBinding \"r/{source}\" of ")), "{review}");
+
     let moment = stage.worlds.moment(&source).await?;
     let forks = (0..rounds(200)?).map(async |round| {
         let world = stage.worlds.fork(&moment).await?;
