@@ -92,10 +92,13 @@ impl Etcd {
         Ok(kept.result.ttl > 0)
     }
 
-    /// Ends a lease, and with it the keys that hang on it.
+    /// Ends a lease, and with it the keys that hang on it. It may have ended before: by itself, if
+    /// this process was stopped for so long that nobody renewed it.
     pub(super) async fn revoke(&self, lease: i64) -> Result<(), WorldError> {
-        let revoked: Result<Empty, _> = self.ask("/v3/lease/revoke", &LeaseId { id: lease }).await;
-        revoked.map(drop).map_err(|error| self.failed("end a lease", error))
+        match self.ask::<Empty>("/v3/lease/revoke", &LeaseId { id: lease }).await {
+            Ok(_) | Err(EtcdError::Refused { status: 404, .. }) => Ok(()),
+            Err(error) => Err(self.failed("end a lease", error)),
+        }
     }
 
     /// Every change of every key, from a revision on.

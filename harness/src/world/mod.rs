@@ -370,7 +370,7 @@ impl Drop for Shared {
         }
         let (etcd, lease) = (self.etcd.clone(), self.owner.lease());
         self.runtime.spawn(async move {
-            // Twice does no harm, and without it the lease ends by itself.
+            // Without it the lease ends by itself, later.
             if let Err(error) = etcd.revoke(lease).await {
                 tracing::debug!(%error, "could not give up the ownership of worlds");
             }

@@ -95,7 +95,7 @@ impl World {
             match tokio::time::timeout_at(deadline, asked).await {
                 Ok(Ok(given)) => {
                     last = given["status"].clone();
-                    if self.agrees(&last, answer) {
+                    if agrees(&last, answer, self.namespace()) {
                         return Ok(());
                     }
                 }
@@ -103,20 +103,6 @@ impl World {
                 Err(_) => return Err(self.not_ready(text(), format!("; last: {last}"))),
             }
             tokio::time::sleep(ASK_AGAIN).await;
-        }
-    }
-
-    /// What is granted beyond this namespace is not the world's affair, and stays granted.
-    fn agrees(&self, status: &Value, answer: bool) -> bool {
-        let allowed = status["allowed"] == true;
-        let by_binding_here = || {
-            // `RBAC: allowed by RoleBinding "<name>/<namespace>" of …`
-            let reason = status["reason"].as_str().unwrap_or_default();
-            reason.contains(&format!("/{}\" of", self.namespace()))
-        };
-        match answer {
-            true => allowed,
-            false => !(allowed && by_binding_here()),
         }
     }
 
@@ -186,6 +172,18 @@ impl World {
     }
 }
 
+/// Whether a review's status is what a world's roles and bindings ask for. What is granted beyond its
+/// namespace is not its affair, and stays granted.
+fn agrees(status: &Value, answer: bool, namespace: &str) -> bool {
+    let allowed = status["allowed"] == true;
+    // `RBAC: allowed by RoleBinding "<name>/<namespace>" of …`
+    let reason = status["reason"].as_str().unwrap_or_default();
+    match answer {
+        true => allowed,
+        false => !(allowed && reason.contains(&format!("/{namespace}\" of "))),
+    }
+}
+
 const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 
 fn review(question: &Question, namespace: &str) -> Value {
@@ -227,4 +225,32 @@ fn post(path: &str, body: &Value) -> Result<http::Request<Vec<u8>>, http::Error>
     http::Request::post(path)
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body.to_string().into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_here_may_still_be_granted_by_the_cluster() {
+        let status = |allowed, by: &str| json!({ "allowed": allowed, "reason": by });
+        let here = r#"RBAC: allowed by RoleBinding "b/lw-aaaa0000" of Role "r" to User "u""#;
+        let cluster = r#"RBAC: allowed by ClusterRoleBinding "b" of ClusterRole "r" to User "u""#;
+        for (status, granted, lost) in [
+            (status(true, here), true, false),
+            (status(true, cluster), true, true),
+            (status(false, ""), false, true),
+        ] {
+            assert_eq!(agrees(&status, true, "lw-aaaa0000"), granted, "{status}");
+            assert_eq!(agrees(&status, false, "lw-aaaa0000"), lost, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_collection_has_the_path_that_the_api_server_gives_it() {
+        let at = |directory, version, plural| path(directory, version, plural, "n");
+        assert_eq!(at("namespaces", "v1", "namespaces"), "/api/v1/namespaces");
+        assert_eq!(at("services/specs", "v1", "services"), "/api/v1/namespaces/n/services");
+        assert_eq!(at("a.b/cs", "a.b/v2", "cs"), "/apis/a.b/v2/namespaces/n/cs");
+    }
 }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::Result;
 use laggard::Plane;
 use laggard::plane::{BackendKind, Flags};
-use laggard::world::{WorldError, Worlds};
+use laggard::world::{EtcdAddress, WorldError, Worlds};
 use serde_json::json;
 
+use super::between::Between;
 use super::stage::{Stage, etcd, keys_of_worlds, request, rounds};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,6 +68,40 @@ async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
     stage.worlds.erase_namespace(&source).await?;
     assert_eq!(keys_of_worlds(&stage.plane).await?, [""; 0]);
     Ok(())
+}
+
+/// An erasure that has not yet heard of an object deletes the rest, hears of it, and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_an_erasure_returns_everything_written_before_it_is_gone() -> Result<()> {
+    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
+    let directory = tempfile::tempdir()?;
+    let EtcdAddress::Unix(socket) = stage.plane.etcd()? else { anyhow::bail!("no socket") };
+    let between = Between::start(&directory.path().join("s"), socket)?;
+    let worlds = Worlds::new(&EtcdAddress::Unix(directory.path().join("s"))).await?;
+    for round in 0..20 {
+        let namespace = stage.namespace().await?;
+        worlds.moment(&namespace).await?;
+        between.hold_watches(true);
+        // A kind that the world had not had.
+        let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
+        stage.create(&leases, &json!({ "metadata": { "name": "l" } })).await?;
+        let erasure = worlds.erase_namespace(&namespace);
+        let check = async {
+            let lease = format!("/registry/leases/{namespace}/l");
+            let begun = std::time::Instant::now();
+            while keys_of_worlds(&stage.plane).await? != [lease.as_str()] {
+                anyhow::ensure!(begun.elapsed().as_secs() < 10, "the namespace is still there");
+            }
+            between.hold_watches(false);
+            anyhow::Ok(())
+        };
+        let (erased, checked) = futures::join!(erasure, check);
+        checked?;
+        erased?;
+        assert_eq!(keys_of_worlds(&stage.plane).await?, [""; 0], "round {round}");
+    }
+    worlds.close().await?;
+    stage.stop().await
 }
 
 /// What is written long after, when nobody who erased anything is there any more.

@@ -2,10 +2,7 @@
 //! in the middle of it, when its process is killed.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,10 +10,9 @@ use laggard::Plane;
 use laggard::plane::BackendKind;
 use laggard::world::{EtcdAddress, WorldError, Worlds};
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
+use super::between::Between;
 use super::stage::{Stage, etcd, keys_of_worlds, rounds};
 
 /// Where the child finds etcd, and what it forks.
@@ -171,66 +167,4 @@ async fn owners(plane: &Plane) -> Result<usize> {
     });
     let answer = etcd(plane, "/v3/kv/range", body).await?;
     Ok(answer["kvs"].as_array().map_or(0, Vec::len))
-}
-
-/// Stands between a client and etcd, and cuts a connection at the transaction it is told.
-struct Between {
-    state: Arc<State>,
-}
-
-#[derive(Default)]
-struct State {
-    armed: AtomicBool,
-    left: AtomicUsize,
-}
-
-impl Between {
-    fn start(path: &Path, etcd: PathBuf) -> Result<Self> {
-        let listener = UnixListener::bind(path)?;
-        let state = Arc::new(State::default());
-        let accepting = state.clone();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let Ok(server) = UnixStream::connect(&etcd).await else { return };
-                tokio::spawn(carry(client, server, accepting.clone()));
-            }
-        });
-        Ok(Self { state })
-    }
-
-    /// Carries so many transactions of a fork, and answers no further one.
-    fn cut_after(&self, transactions: usize) {
-        self.state.left.store(transactions, Ordering::SeqCst);
-        self.state.armed.store(true, Ordering::SeqCst);
-    }
-
-    fn has_cut(&self) -> bool {
-        !self.state.armed.load(Ordering::SeqCst)
-    }
-}
-
-/// Requests are small and sent one at a time, so each is counted where its head comes by.
-async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let answers = tokio::spawn(async move {
-        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
-    });
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
-        if buffer[..read].starts_with(b"POST /v3/kv/txn") && state.armed.load(Ordering::SeqCst) {
-            if state.left.load(Ordering::SeqCst) == 0 {
-                // It reaches etcd, which may carry it out; but nobody hears of it.
-                answers.abort();
-                let _ = to_server.write_all(&buffer[..read]).await;
-                state.armed.store(false, Ordering::SeqCst);
-                return;
-            }
-            state.left.fetch_sub(1, Ordering::SeqCst);
-        }
-        if to_server.write_all(&buffer[..read]).await.is_err() {
-            break;
-        }
-    }
-    answers.abort();
 }

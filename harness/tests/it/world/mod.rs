@@ -34,6 +34,7 @@ macro_rules! on_each_server {
     };
 }
 
+mod between;
 mod complete;
 mod equal;
 mod gone;
