@@ -34,13 +34,11 @@ async fn s6_external_deletion_is_terminal(
         return Ok(());
     }
     let stage = Stage::settled(backend).await?;
-    stage.set_image("v2").await?;
     if task == "replace-pod" {
         // Paused, so that replace-pod waits for the new generation to be observed.
-        stage.pause().await?;
-        stage.pass().await?;
-        stage.pass().await?;
+        stage.apply_paused("v2").await?;
     } else {
+        stage.set_image("v2").await?;
         stage.replace_pod().await?;
     }
     ensure!(stage.task(task).await?.status == TaskStatus::Pending);

@@ -13,10 +13,7 @@ use seinode_operator::readers::ReadError;
 #[tokio::test]
 async fn s7_a_read_that_fails_is_transient() -> Result<()> {
     let stage = Stage::settled(Process).await?;
-    stage.set_image("v2").await?;
-    stage.pause().await?;
-    stage.pass().await?; // writes the plan down
-    stage.pass().await?; // applies, and waits in replace-pod
+    stage.apply_paused("v2").await?;
     every_answer_is_transient(&stage, "replace-pod").await?;
 
     stage.resume().await?;

@@ -17,10 +17,7 @@ use seinode_operator::api::SeiNode;
 #[tokio::test]
 async fn s9_a_change_under_way_is_neither_hidden_nor_lost(#[case] after: &str) -> Result<()> {
     let stage = Stage::settled(Process).await?;
-    stage.set_image("v2").await?;
-    stage.pause().await?;
-    stage.pass().await?; // writes the plan down
-    stage.pass().await?; // applies, and waits in replace-pod
+    stage.apply_paused("v2").await?;
     if after == "replace-pod" {
         stage.resume().await?;
         stage.replace_pod().await?;

@@ -1,9 +1,10 @@
-//! A stand-in for the sidecar of a node: answers health checks as told, and takes tasks.
+//! A stand-in for the sidecar of a node: takes tasks, and is healthy once mark-ready is among
+//! them.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -20,15 +21,7 @@ use tokio::task::JoinHandle;
 #[derive(Debug)]
 pub struct Sidecar {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
     server: JoinHandle<()>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    ready: bool,
-    /// By id, since a submission may be repeated.
-    tasks: BTreeMap<String, Value>,
 }
 
 impl Sidecar {
@@ -40,36 +33,23 @@ impl Sidecar {
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let state = Arc::new(Mutex::new(State::default()));
-        let shared = Arc::clone(&state);
+        let ready = Arc::new(AtomicBool::new(false));
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let shared = Arc::clone(&shared);
-                let service = service_fn(move |request| answer(request, Arc::clone(&shared)));
+                let ready = Arc::clone(&ready);
+                let service = service_fn(move |request| answer(request, Arc::clone(&ready)));
                 let connection = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service);
                 tokio::spawn(connection);
             }
         });
-        Ok(Self { address, state, server })
+        Ok(Self { address, server })
     }
 
     /// Where it listens, as a base address.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
-    }
-
-    /// Makes the health check answer 200, or 503.
-    pub fn set_ready(&self, ready: bool) {
-        lock(&self.state).ready = ready;
-    }
-
-    /// The types of the tasks that were submitted, each id once.
-    #[must_use]
-    pub fn submitted(&self) -> Vec<String> {
-        let kind = |task: &Value| task["type"].as_str().unwrap_or_default().to_owned();
-        lock(&self.state).tasks.values().map(kind).collect()
     }
 }
 
@@ -79,17 +59,13 @@ impl Drop for Sidecar {
     }
 }
 
-fn lock(state: &Mutex<State>) -> std::sync::MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 async fn answer(
     request: Request<Incoming>,
-    state: Arc<Mutex<State>>,
+    ready: Arc<AtomicBool>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let (status, body) = match (request.method(), path.as_str()) {
-        (&Method::GET, "/v0/healthz") => match lock(&state).ready {
+        (&Method::GET, "/v0/healthz") => match ready.load(Ordering::SeqCst) {
             true => (StatusCode::OK, json!({ "status": "ready" })),
             false => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "not ready" })),
         },
@@ -98,10 +74,9 @@ async fn answer(
             let task = body.ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
             match task.as_ref().and_then(|task| task["id"].as_str()) {
                 Some(id) => {
-                    let mut state = lock(&state);
                     // The submission of mark-ready is what turns a real sidecar ready.
-                    state.ready |= task.as_ref().is_some_and(|task| task["type"] == "mark-ready");
-                    state.tasks.insert(id.to_owned(), json!(task));
+                    let mark_ready = task.as_ref().is_some_and(|task| task["type"] == "mark-ready");
+                    ready.fetch_or(mark_ready, Ordering::SeqCst);
                     (StatusCode::ACCEPTED, json!({ "id": id }))
                 }
                 None => (StatusCode::BAD_REQUEST, json!({ "error": "a task needs an id" })),

@@ -370,20 +370,15 @@ impl Stage {
     ///
     /// If it does not get there within 30 s; the error has the node's status.
     pub async fn reaches(&self, image: &str) -> Result<()> {
-        let wait = async {
-            loop {
-                let changed = self.changes.notified();
-                self.play_kubelet().await?;
-                let status = self.status().await?;
-                if status.current_image.as_deref() == Some(image) && status.plan.is_none() {
-                    return Ok(());
-                }
-                changed.await;
-            }
-        };
-        match tokio::time::timeout(LIMIT, wait).await {
-            Ok(result) => result,
-            Err(_) => bail!("waited {LIMIT:?} for {image}; the node is {:?}", self.node().await?),
+        let reached = self.until(async || {
+            self.play_kubelet().await?;
+            let status = self.status().await?;
+            let there = status.current_image.as_deref() == Some(image) && status.plan.is_none();
+            Ok(there.then_some(()))
+        });
+        match reached.await? {
+            Some(()) => Ok(()),
+            None => bail!("waited {LIMIT:?} for {image}; the node is {:?}", self.node().await?),
         }
     }
 
@@ -393,19 +388,30 @@ impl Stage {
     ///
     /// If there still is one after 30 s.
     pub async fn node_gone(&self) -> Result<()> {
+        let gone = self
+            .until(async || Ok(self.api::<SeiNode>().get_opt(NODE).await?.is_none().then_some(())));
+        match gone.await? {
+            Some(()) => Ok(()),
+            None => bail!("waited {LIMIT:?} for its end; the node is {:?}", self.node().await?),
+        }
+    }
+
+    /// Looks now and after every change, until there is an answer; `None` after the limit.
+    async fn until<T>(
+        &self,
+        mut look: impl AsyncFnMut() -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
         let wait = async {
             loop {
+                // Registered before anything is looked at, so that no change falls in between.
                 let changed = self.changes.notified();
-                if self.api::<SeiNode>().get_opt(NODE).await?.is_none() {
-                    return Ok(());
+                if let Some(found) = look().await? {
+                    return Ok(Some(found));
                 }
                 changed.await;
             }
         };
-        match tokio::time::timeout(LIMIT, wait).await {
-            Ok(result) => result,
-            Err(_) => bail!("waited {LIMIT:?} for its end; the node is {:?}", self.node().await?),
-        }
+        tokio::time::timeout(LIMIT, wait).await.unwrap_or(Ok(None))
     }
 
     /// Waits for the true StatefulSet to be as wanted.
@@ -419,20 +425,12 @@ impl Stage {
         wanted: impl Fn(&StatefulSet) -> bool,
     ) -> Result<StatefulSet> {
         let mut last = None;
-        let wait = async {
-            loop {
-                let changed = self.changes.notified();
-                last = self.api::<StatefulSet>().get_opt(NODE).await?;
-                if let Some(set) = last.as_ref().filter(|set| wanted(set)) {
-                    return Ok(set.clone());
-                }
-                changed.await;
-            }
-        };
-        match tokio::time::timeout(LIMIT, wait).await {
-            Ok(result) => result,
-            Err(_) => bail!("waited {LIMIT:?} for {what}; the StatefulSet is {last:?}"),
-        }
+        let found = self.until(async || {
+            last = self.api::<StatefulSet>().get_opt(NODE).await?;
+            Ok(last.clone().filter(&wanted))
+        });
+        let found = found.await?;
+        found.with_context(|| format!("waited {LIMIT:?} for {what}; the StatefulSet is {last:?}"))
     }
 
     /// Waits for the true StatefulSet's controller to have observed it and rolled `updated` pods.
@@ -457,21 +455,9 @@ impl Stage {
     ///
     /// If there is none within 30 s.
     pub async fn pod_until(&self, but_not: Option<&str>) -> Result<Pod> {
-        let wait = async {
-            loop {
-                let changed = self.changes.notified();
-                if let Some(pod) = self.pod().await?
-                    && pod.uid().as_deref() != but_not
-                {
-                    return Ok(pod);
-                }
-                changed.await;
-            }
-        };
-        match tokio::time::timeout(LIMIT, wait).await {
-            Ok(result) => result,
-            Err(_) => bail!("waited {LIMIT:?} for a pod other than {but_not:?}"),
-        }
+        let other = |pod: &Pod| pod.uid().as_deref() != but_not;
+        let found = self.until(async || Ok(self.pod().await?.filter(other))).await?;
+        found.with_context(|| format!("waited {LIMIT:?} for a pod other than {but_not:?}"))
     }
 
     /// Says of the pod, if it is there and not started, what a kubelet would: that `seid` runs.

@@ -16,39 +16,27 @@ const LIST_INTERVAL: Duration = Duration::from_millis(2);
 /// An Established condition older than two seconds; see [`back_date`].
 const LONG_AGO: &str = "2000-01-01T00:00:00Z";
 
-/// Whether the plane is ours, so that a condition may be back-dated.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Ownership {
-    Ours,
-}
-
 /// Installs definitions, waits until each is established and every served version can be listed,
 /// and makes the first creation of an object as quick as every other.
 ///
-/// Has no limit of its own.
+/// For planes of our own alone, since it writes a condition that is the server's to write. Has no
+/// limit of its own.
 pub(crate) async fn install_crds(
     client: &Client,
     definitions: &[CustomResourceDefinition],
-    ownership: Ownership,
 ) -> Result<(), Error> {
-    let installs = definitions.iter().map(|definition| install_crd(client, definition, ownership));
+    let installs = definitions.iter().map(|definition| install_crd(client, definition));
     futures::future::try_join_all(installs).await?;
     Ok(())
 }
 
-async fn install_crd(
-    client: &Client,
-    definition: &CustomResourceDefinition,
-    ownership: Ownership,
-) -> Result<(), Error> {
+async fn install_crd(client: &Client, definition: &CustomResourceDefinition) -> Result<(), Error> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let name = definition.name_any();
     let apply = PatchParams::apply("laggard").force();
     let applied = api.patch(&name, &apply, &Patch::Apply(definition)).await?;
     let established = established(&api, applied).await?;
-    match ownership {
-        Ownership::Ours => back_date(&api, &established).await?,
-    }
+    back_date(&api, &established).await?;
     for version in definition.spec.versions.iter().filter(|version| version.served) {
         let kind = GroupVersionKind::gvk(
             &definition.spec.group,

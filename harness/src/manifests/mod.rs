@@ -2,4 +2,4 @@
 
 mod crd;
 
-pub(crate) use crd::{Ownership, install_crds};
+pub(crate) use crd::install_crds;

@@ -53,6 +53,24 @@ pub(crate) trait Backend: Debug + Send + Sync {
 /// Which servers had ended before the stop, with their status, and what could not be removed.
 pub(crate) type StopFindings = (Vec<(Binary, String)>, Vec<String>);
 
+/// The first of several servers to end; never, where there is none.
+pub(crate) async fn first_ended<'a>(
+    ends: impl Iterator<Item = BoxFuture<'a, (Binary, String)>>,
+) -> (Binary, String) {
+    let ends: Vec<_> = ends.collect();
+    if ends.is_empty() {
+        return futures::future::pending().await;
+    }
+    futures::future::select_all(ends).await.0
+}
+
+/// Somebody pauses a server that the plane was not asked to have.
+pub(crate) fn no_such_server(server: Binary) -> StartErrorKind {
+    StartErrorKind::Setting {
+        problem: format!("this plane has no {server}; add `controllers` to its builder"),
+    }
+}
+
 /// One server to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {

@@ -25,7 +25,7 @@ use super::process::ProcessBackend;
 use super::ready::Probe;
 use super::{BackendKind, Plane, Readiness, Timings};
 use crate::assets::{Assets, Binary, Wanted};
-use crate::manifests::{Ownership, install_crds};
+use crate::manifests::install_crds;
 
 /// A plane on two cores is ready in about a second, but twenty at once take half a minute.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -343,7 +343,7 @@ impl PlaneBuilder {
             attempt.step = Step::Crds;
             let begun = Instant::now();
             attempt.answer.set("waiting for custom resource definitions to be served");
-            let install = install_crds(&client, &self.crds, Ownership::Ours);
+            let install = install_crds(&client, &self.crds);
             watched(launched.backend(), async {
                 let attempt = "install custom resource definitions";
                 install.await.map_err(|error| StartErrorKind::request(attempt, error))

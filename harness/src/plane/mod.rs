@@ -35,7 +35,7 @@ pub use error::{StartError, StartErrorKind, Step, Stopped};
 pub use flags::Flags;
 
 use crate::assets::Binary;
-use crate::manifests::{Ownership, install_crds};
+use crate::manifests::install_crds;
 use crate::world::EtcdAddress;
 use backend::Backend;
 
@@ -227,7 +227,7 @@ impl Plane {
         let names: Vec<_> = definitions.iter().map(ResourceExt::name_any).collect();
         let attempt = format!("install {}", names.join(", "));
         let client = self.client()?;
-        let install = install_crds(&client, definitions, Ownership::Ours);
+        let install = install_crds(&client, definitions);
         match tokio::time::timeout(limit, install).await {
             Ok(result) => result.map_err(|error| PlaneError::new(attempt, error)),
             Err(_) => Err(PlaneError::new(

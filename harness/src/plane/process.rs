@@ -17,7 +17,8 @@ use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::backend::{
-    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files,
+    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files, first_ended,
+    no_such_server,
 };
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
@@ -152,14 +153,7 @@ impl Backend for ProcessBackend {
         let waits = self.servers.iter().map(|(&binary, running)| {
             async move { (binary, describe(running.lifeline.wait().await)) }.boxed()
         });
-        let waits: Vec<_> = waits.collect();
-        async move {
-            if waits.is_empty() {
-                return futures::future::pending().await;
-            }
-            futures::future::select_all(waits).await.0
-        }
-        .boxed()
+        first_ended(waits).boxed()
     }
 
     fn set_paused(
@@ -169,11 +163,7 @@ impl Backend for ProcessBackend {
     ) -> BoxFuture<'_, Result<(), StartErrorKind>> {
         async move {
             let Some(running) = self.servers.get(&server) else {
-                return Err(StartErrorKind::Setting {
-                    problem: format!(
-                        "this plane has no {server}; add `controllers` to its builder"
-                    ),
-                });
+                return Err(no_such_server(server));
             };
             let failed = |error| StartErrorKind::system(format!("pause or resume {server}"), error);
             let (signal, state) = match paused {

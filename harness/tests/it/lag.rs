@@ -148,7 +148,7 @@ async fn cycle(plane: &Plane, config: watcher::Config, may_travel: bool) -> Resu
         ensure!(error.kind() == StreamErrorKind::IllegalStart, "{error}");
     }
     watched.write("c", "2").await?;
-    ensure!(cache.behind()? == 1);
+    ensure!(cache.behind()? == 1, "{}", watched.lag);
     cache.release_all().await?;
     ensure!(watched.shown() == "a=2 c=2", "{}", watched.shown());
 

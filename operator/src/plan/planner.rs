@@ -10,6 +10,18 @@ use crate::api::{Phase, PlanPhase, SeiNode, SeiNodeStatus, Target, TaskPlan};
 use crate::status::{NODE_UPDATE_IN_PROGRESS, SIDECAR_READY, Statement, condition, enter, state};
 use crate::task::Kind;
 
+/// The tasks of a node's first plan.
+const INIT: [Kind; 3] = [Kind::ApplyStatefulSet, Kind::ApplyService, Kind::MarkReady];
+
+/// The tasks that take a node from one image to the next.
+const NODE_UPDATE: [Kind; 5] = [
+    Kind::ApplyStatefulSet,
+    Kind::ApplyService,
+    Kind::ReplacePod,
+    Kind::ObserveImage,
+    Kind::MarkReady,
+];
+
 /// What a pass has to do about the plan.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resolution {
@@ -95,7 +107,7 @@ fn build(node: &SeiNode, status: &mut SeiNodeStatus, generation: i64, now: &Time
             TaskPlan {
                 target_phase: Some(Phase::Running),
                 target: Some(target),
-                ..new_plan(&Kind::ALL, &name, &namespace)
+                ..new_plan(&NODE_UPDATE, &name, &namespace)
             }
         }
         Some(Phase::Running) if sidecar_lost_it(status) => TaskPlan {
@@ -103,15 +115,12 @@ fn build(node: &SeiNode, status: &mut SeiNodeStatus, generation: i64, now: &Time
             ..new_plan(&[Kind::MarkReady], &name, &namespace)
         },
         Some(Phase::Running | Phase::Failed | Phase::Terminating) => return Resolution::Settled,
-        None | Some(Phase::Pending | Phase::Initializing) => {
-            let tasks = [Kind::ApplyStatefulSet, Kind::ApplyService, Kind::MarkReady];
-            TaskPlan {
-                target_phase: Some(Phase::Running),
-                failed_phase: Some(Phase::Failed),
-                target: Some(target),
-                ..new_plan(&tasks, &name, &namespace)
-            }
-        }
+        None | Some(Phase::Pending | Phase::Initializing) => TaskPlan {
+            target_phase: Some(Phase::Running),
+            failed_phase: Some(Phase::Failed),
+            target: Some(target),
+            ..new_plan(&INIT, &name, &namespace)
+        },
     };
     if matches!(status.phase, None | Some(Phase::Pending)) {
         enter(status, Phase::Initializing, now);

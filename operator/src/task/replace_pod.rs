@@ -10,7 +10,6 @@ use kube::api::{Api, DeleteParams, Preconditions};
 
 use super::rollout::off_revision;
 use super::{Input, LookAgain, Outcome, Report, revision_and_pods, stateful_set_unread};
-use crate::readers::ReadError;
 
 pub(super) async fn run(input: &Input<'_>) -> Outcome {
     let (namespace, name) = (input.namespace(), input.name());
@@ -60,6 +59,6 @@ async fn delete(input: &Input<'_>, namespace: &str, pod: &Pod) -> Result<(), Str
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(()),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(ReadError::Transient(format!("no answer within {limit:?}")).to_string()),
+        Err(_) => Err(format!("no answer within {limit:?}")),
     }
 }

@@ -33,7 +33,10 @@ use testcontainers::bollard::models::NetworkCreateRequest;
 pub use engine::{DockerEngine, docker_engine};
 pub(crate) use images::Images;
 
-use super::backend::{Backend, Ingredients, Server, ServerFile, StopFindings, Surroundings, files};
+use super::backend::{
+    Backend, Ingredients, Server, ServerFile, StopFindings, Surroundings, files, first_ended,
+    no_such_server,
+};
 use super::directory::LogDirectory;
 use super::error::{ServerEvidence, StartErrorKind};
 use super::flags::Flags;
@@ -282,14 +285,7 @@ impl Backend for ContainerBackend {
             .containers
             .iter()
             .map(|(&binary, running)| async move { (binary, running.wait().await) }.boxed());
-        let waits: Vec<_> = waits.collect();
-        async move {
-            if waits.is_empty() {
-                return futures::future::pending().await;
-            }
-            futures::future::select_all(waits).await.0
-        }
-        .boxed()
+        first_ended(waits).boxed()
     }
 
     fn set_paused(
@@ -299,11 +295,7 @@ impl Backend for ContainerBackend {
     ) -> BoxFuture<'_, Result<(), StartErrorKind>> {
         async move {
             let Some(running) = self.containers.get(&server) else {
-                return Err(StartErrorKind::Setting {
-                    problem: format!(
-                        "this plane has no {server}; add `controllers` to its builder"
-                    ),
-                });
+                return Err(no_such_server(server));
             };
             let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
             // The engine's freezer stands when the call returns.
