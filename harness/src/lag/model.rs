@@ -22,7 +22,7 @@ pub use self::{
     names::{Label, ParseLabelError, ParsePointIdError, PointId},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
-        Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
+        Action, Author, CachedRead, Commit, EnvironmentStep, Fault, Hold, ListEnd, ListStart,
         ListVersion, PassStart, Query, Reference, Release, RequestStep, Role, Run, Seen,
         ShownEvent, Site, Source, Step, StreamRecord, Trigger, Violation,
     },

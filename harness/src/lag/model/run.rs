@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Chosen, Identity, ObjectKey, PointId, Request};
+use super::{Change, Chosen, Event, Identity, ObjectKey, PointId, Request};
 
 /// Everything that happened in one run, in an order that explains it.
 ///
@@ -192,6 +192,8 @@ pub enum Action {
     Read(CachedRead),
     /// Events were given to the client of a stream, and it has taken them in.
     Release(Release),
+    /// A stream was left behind where it could have moved: a hold opens here, or goes on with another event.
+    Hold(Hold),
     /// A bookmark was given to the client of a stream.
     Bookmark {
         /// The index of the stream.
@@ -262,6 +264,8 @@ pub enum Source {
     },
     /// From the test: an answer that no server gave. It is not judged.
     Test,
+    /// From the server, about a resource whose history was not kept. It is not judged.
+    Unobserved,
 }
 
 /// A read that was answered from the view of a stream.
@@ -371,6 +375,19 @@ pub struct Release {
     pub point: Option<PointId>,
 }
 
+/// Events that were kept from a client, by choice.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hold {
+    /// The index of the stream.
+    pub stream: usize,
+    /// How many events it is behind from here on.
+    pub behind: usize,
+    /// The first of them.
+    pub first: Option<ShownEvent>,
+    /// The point at which that was chosen.
+    pub point: Option<PointId>,
+}
+
 /// An event as it was sent to a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ShownEvent {
@@ -380,6 +397,16 @@ pub struct ShownEvent {
     pub key: ObjectKey,
     /// The revision of the change.
     pub resource_version: String,
+}
+
+impl From<&Event> for ShownEvent {
+    fn from(event: &Event) -> Self {
+        Self {
+            change: event.change,
+            key: event.key.clone(),
+            resource_version: event.resource_version.clone(),
+        }
+    }
 }
 
 /// The beginning of an initial list.
