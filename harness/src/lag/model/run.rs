@@ -192,6 +192,8 @@ pub enum Action {
     Read(CachedRead),
     /// Events were given to the client of a stream, and it has taken them in.
     Release(Release),
+    /// From here on a stream is held back. Nothing is shown by it, so nothing is judged.
+    Hold(Hold),
     /// A bookmark was given to the client of a stream.
     Bookmark {
         /// The index of the stream.
@@ -369,6 +371,21 @@ pub struct Release {
     pub events: Vec<ShownEvent>,
     /// The point at which their number was chosen, if it was.
     pub point: Option<PointId>,
+}
+
+/// A stream that was held back from here on, by choice.
+///
+/// It lasts until its events are released; a run may end before.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hold {
+    /// The index of the stream.
+    pub stream: usize,
+    /// How many events it had received and not shown when it opened.
+    pub behind: usize,
+    /// The point at which it was chosen, if it was.
+    pub point: Option<PointId>,
+    /// The first of those events; `None` if there was none yet.
+    pub first: Option<ShownEvent>,
 }
 
 /// An event as it was sent to a client.
