@@ -141,6 +141,7 @@ impl Sample {
             elapsed: elapsed(),
             shard: None,
             exclusions: Vec::new(),
+            worlds: None,
         };
         Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
     }

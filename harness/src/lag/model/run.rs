@@ -192,7 +192,7 @@ pub enum Action {
     Read(CachedRead),
     /// Events were given to the client of a stream, and it has taken them in.
     Release(Release),
-    /// A stream was left behind where it could have moved: a hold opens here, or goes on with another event.
+    /// From here on a stream is held back. Nothing is shown by it, so nothing is judged.
     Hold(Hold),
     /// A bookmark was given to the client of a stream.
     Bookmark {
@@ -375,17 +375,19 @@ pub struct Release {
     pub point: Option<PointId>,
 }
 
-/// Events that were kept from a client, by choice.
+/// A stream that was held back from here on, by choice.
+///
+/// It lasts until its events are released; a run may end before.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Hold {
     /// The index of the stream.
     pub stream: usize,
-    /// How many events it is behind from here on.
+    /// How many events it had received and not shown when it opened.
     pub behind: usize,
-    /// The first of them.
-    pub first: Option<ShownEvent>,
-    /// The point at which that was chosen.
+    /// The point at which it was chosen, if it was.
     pub point: Option<PointId>,
+    /// The first of those events; `None` if there was none yet.
+    pub first: Option<ShownEvent>,
 }
 
 /// An event as it was sent to a client.
