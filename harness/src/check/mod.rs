@@ -9,6 +9,7 @@ mod director;
 mod error;
 mod files;
 mod finding;
+mod flips;
 mod ground;
 mod oracles;
 mod run;
@@ -21,6 +22,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 pub use self::{
     actor::{Acting, Actor, Step},
     error::CheckError,
+    flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
     ground::{RunError, Server},
     oracles::{BuiltIn, Claim, Oracles, Sighting},
     scenario::{BoxError, Scenario},
@@ -133,6 +135,12 @@ impl Check {
         self
     }
 
+    /// Reads and writes no files: for a scenario that is meant to fail.
+    pub fn without_files(mut self) -> Self {
+        self.files.off = true;
+        self
+    }
+
     /// Explores the scenario on a server.
     ///
     /// If the variable `LAGGARD_REPLAY` has a token, that one run is made, from nothing and through the API, and
@@ -165,15 +173,16 @@ impl Check {
     }
 
     async fn explore(&self, ground: &Ground, scenario: &Scenario) -> Result<Report, CheckError> {
-        let forked = runs(ground, scenario, Source::Moment);
-        // What the process asks about is followed from the first run on.
-        for _ in 0..3 {
-            let known = ground.followed_count();
-            forked.run(Choices::fresh()).await.map_err(rehearsal)?;
-            if ground.followed_count() == known {
-                break;
-            }
-        }
+        rehearse(ground, scenario).await?;
+        self.explore_with(ground, scenario, runs(ground, scenario, Source::Moment)).await
+    }
+
+    async fn explore_with(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        forked: Runs<'_>,
+    ) -> Result<Report, CheckError> {
         let file = self.files.regressions_of(&scenario.name);
         let mut search = self.search(scenario)?;
         if let Some(file) = &file {
@@ -261,7 +270,21 @@ impl Default for Check {
 }
 
 fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a> {
-    Runs { ground, scenario, from, flip: None, ends: Arc::default() }
+    Runs { ground, scenario, from, flip: None, looker: None, ends: Arc::default() }
+}
+
+/// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks
+/// about is followed from the first run of the search on.
+async fn rehearse(ground: &Ground, scenario: &Scenario) -> Result<(), CheckError> {
+    let forked = runs(ground, scenario, Source::Moment);
+    for _ in 0..3 {
+        let known = ground.followed_count();
+        forked.run(Choices::fresh()).await.map_err(rehearsal)?;
+        if ground.followed_count() == known {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn rehearsal(error: RunError) -> CheckError {

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::{
     director::Director,
     error::CheckError,
+    flips::Seen,
     ground::{Ground, Place, RunError, Source},
     oracles::{self, BuiltIn, Ends},
     scenario::{BoxError, Scenario},
@@ -34,6 +35,8 @@ pub(super) struct Runs<'a> {
     pub(super) from: Source,
     /// The reads that are answered from the lagging view.
     pub(super) flip: Option<Requests>,
+    /// Looks at every run.
+    pub(super) looker: Option<Arc<Mutex<Seen>>>,
     pub(super) ends: Arc<Mutex<Ends>>,
 }
 
@@ -57,6 +60,9 @@ impl Subject for Runs<'_> {
         if let Ok(outcome) = &outcome {
             let requests = outcome.record.requests().map(|(_, step)| &step.request);
             self.ground.learn(requests, &place.namespace).await;
+            if let Some(looker) = &self.looker {
+                looker.lock().unwrap_or_else(PoisonError::into_inner).look(outcome);
+            }
         }
         self.ground.leave(place).await.map_err(RunError::of)?;
         outcome

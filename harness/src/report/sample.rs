@@ -153,6 +153,8 @@ fn request(number: u64, verb: Verb, resource: &str, group: &str, version: &str) 
             outcome: Outcome::Status(200),
             answered_by: AnsweredBy::Server,
             span: Some("apply-statefulset".to_owned()),
+            pass: None,
+            ordinal: 0,
             started: Duration::ZERO,
             finished: None,
             body: Some(json!({})),
