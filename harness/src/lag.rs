@@ -55,6 +55,7 @@ mod boundary;
 mod cache;
 mod choices;
 mod chronicle;
+mod driving;
 mod engine;
 mod error;
 mod fence;
@@ -80,6 +81,7 @@ mod worlds;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::driving::PASSES_BEGIN;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
     boundary::{Boundary, ReplyFault, Scheduler},

@@ -36,6 +36,7 @@ struct Shared {
     actors: Vec<Actor>,
     restarts: bool,
     lost_replies: bool,
+    relists: bool,
     state: Mutex<State>,
     record: ChoiceRecord,
 }
@@ -45,6 +46,10 @@ struct State {
     /// How many steps each actor has made.
     made: Vec<usize>,
     in_pass: bool,
+    /// A whole controller is driven: what only triggers moves when everything is quiet, and no stream when a pass begins.
+    driven: bool,
+    /// A client lists anew, and its list is no boundary.
+    relisting: bool,
     chances: Vec<(usize, Moment)>,
     error: Option<BoxError>,
 }
@@ -71,7 +76,15 @@ impl Director {
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
         let made = vec![0; scenario.actors.len()];
-        let state = State { choices, made, in_pass: false, chances: Vec::new(), error: None };
+        let state = State {
+            choices,
+            made,
+            in_pass: false,
+            driven: false,
+            relisting: false,
+            chances: Vec::new(),
+            error: None,
+        };
         Self {
             shared: Arc::new(Shared {
                 lag: lag.clone(),
@@ -79,6 +92,7 @@ impl Director {
                 actors: scenario.actors.clone(),
                 restarts: scenario.restarts,
                 lost_replies: scenario.lost_replies,
+                relists: scenario.relists,
                 state: Mutex::new(state),
                 record,
             }),
@@ -103,6 +117,16 @@ impl Director {
         self.lock().in_pass = false;
     }
 
+    /// From now on a whole controller is driven.
+    pub(super) fn drive(&self) {
+        self.lock().driven = true;
+    }
+
+    /// Says that every view is the newest, though nobody chose that.
+    pub(super) fn all_shown(&self) {
+        self.lock().choices.all_shown();
+    }
+
     /// The moments at which actors could have acted, each with the number of notes that had been taken then.
     pub(super) fn chances(&self) -> Vec<(usize, Moment)> {
         self.lock().chances.clone()
@@ -121,6 +145,8 @@ impl Director {
         let acted = acted.map(|(actor, made)| format!("{} {made}", actor.name()));
         let faults = run.steps.iter().filter_map(|step| match &step.action {
             Action::Fault(Fault::Restart) => Some("restart".to_owned()),
+            // A list is one more view: it is no reason to end in another way.
+            Action::Fault(Fault::Expired(_)) => None,
             Action::Fault(_) => Some("lost".to_owned()),
             _ => None,
         });
@@ -244,7 +270,10 @@ impl Scheduler for Director {
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
         // Before a pass everybody has had a chance already.
-        if boundary.request.is_none() || !self.lock().in_pass || self.shared.actors.is_empty() {
+        let state = self.lock();
+        let nobody = self.shared.actors.is_empty() || state.relisting || !state.in_pass;
+        drop(state);
+        if boundary.request.is_none() || nobody {
             return Box::pin(std::future::ready(()));
         }
         let this = self.clone();
@@ -260,7 +289,45 @@ impl Scheduler for Director {
         waiting: &[Released],
     ) -> usize {
         let mut state = self.lock();
-        if state.in_pass { state.choices.release(boundary, stream, waiting) } else { 0 }
+        let moves = match (boundary.is_delivery(), state.driven) {
+            (true, _) => true,
+            (false, false) => state.in_pass && !state.relisting,
+            (false, true) => {
+                state.in_pass
+                    && !state.relisting
+                    && boundary.request.is_some()
+                    && !self.shared.lag.only_triggers(stream)
+            }
+        };
+        if moves { state.choices.release(boundary, stream, waiting) } else { 0 }
+    }
+
+    fn relist(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        _waiting: &[Released],
+    ) -> bool {
+        let mut state = self.lock();
+        let may = boundary.is_delivery() || (state.in_pass && !state.driven);
+        if !self.shared.relists || !may {
+            return false;
+        }
+        state.relisting = state.choices.relist(stream);
+        state.relisting
+    }
+
+    fn relisted(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        outcome: Result<(), StreamError>,
+    ) {
+        let mut state = self.lock();
+        state.relisting = false;
+        if let Err(error) = outcome {
+            state.choices.not_taken(boundary, stream, error);
+        }
     }
 
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {

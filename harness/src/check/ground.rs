@@ -22,7 +22,7 @@ use crate::{
     connect::{Connector, Upstream},
     lag::{
         Lag,
-        model::{Request, Verb},
+        model::{READS_BETWEEN_REPLIES, Request, Verb},
         tap::{TapResource, Taps},
     },
     plane::Plane,
@@ -67,6 +67,8 @@ pub(super) struct Ground {
     followed: Mutex<BTreeSet<TapResource>>,
     /// What cannot be listed and watched.
     unfollowable: Mutex<BTreeSet<TapResource>>,
+    /// What the runs have left out by the way in which they went.
+    left_out: Mutex<BTreeSet<&'static str>>,
 }
 
 struct Forks {
@@ -108,6 +110,7 @@ impl Ground {
             forks: Err(String::new()),
             followed: Mutex::default(),
             unfollowable: Mutex::default(),
+            left_out: Mutex::default(),
         };
         ground.forks = match worlds {
             Err(reason) => Err(reason),
@@ -248,6 +251,21 @@ impl Ground {
             }
         }
         learned
+    }
+
+    /// Notes what a run could not have had, for the verdict.
+    pub(super) fn note_left_out(&self, lag: &Lag) {
+        let mut left_out = lock(&self.left_out);
+        if lag.has_unwrapped_store() {
+            left_out.insert(READS_BETWEEN_REPLIES);
+        }
+        if lag.was_driven() {
+            left_out.insert("triggers that merge");
+        }
+    }
+
+    pub(super) fn left_out(&self) -> impl Iterator<Item = &'static str> {
+        lock(&self.left_out).clone().into_iter()
     }
 
     async fn follow(&self, resource: TapResource) -> bool {

@@ -6,6 +6,7 @@
 
 mod actor;
 mod director;
+mod drive;
 mod error;
 mod files;
 mod finding;
@@ -22,6 +23,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 pub use self::{
     actor::{Acting, Actor, Step},
+    drive::DriveError,
     error::CheckError,
     flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
     ground::{RunError, Server},
@@ -204,6 +206,7 @@ impl Check {
         let explored = search.run(&forked).await.map_err(CheckError::Explore)?;
         let Explored { mut verdict, failures, out_of_date, runs_by_cost, .. } = explored;
         verdict.worlds = Some(ground.way());
+        verdict.exclusions.extend(ground.left_out().map(str::to_owned));
         let mut report = Report::new(scenario, verdict, runs_by_cost, out_of_date);
         let Some(first) = failures.into_iter().next() else { return Ok(report) };
         let finding = self.reduce(ground, scenario, first, &report.verdict).await?;
@@ -322,6 +325,9 @@ fn exclusions(scenario: &Scenario) -> Vec<&'static str> {
     }
     if !scenario.lost_replies {
         exclusions.push("lost replies");
+    }
+    if !scenario.relists {
+        exclusions.push("relists");
     }
     exclusions
 }

@@ -52,6 +52,7 @@ impl Subject for Runs<'_> {
         let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
         let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
         place.lag.clear_scheduler();
+        self.ground.note_left_out(&place.lag);
         let outcome = match ran {
             Ok(Ok(ran)) => Ok(self.judge(&place, ran)),
             Ok(Err(error)) => Err(error),

@@ -57,6 +57,7 @@ pub struct Scenario {
     pub(super) oracles: Oracles,
     pub(super) restarts: bool,
     pub(super) lost_replies: bool,
+    pub(super) relists: bool,
     pub(super) passes: u32,
     pub(super) deadline: Duration,
 }
@@ -81,6 +82,7 @@ impl Scenario {
             oracles: Oracles::default(),
             restarts: false,
             lost_replies: false,
+            relists: false,
             passes: 30,
             deadline: Duration::from_secs(60),
         }
@@ -119,7 +121,17 @@ impl Scenario {
         self
     }
 
-    /// How many passes [`World::until_settled`] makes at most; 30 unless said. A run that has not settled by
+    /// Between two passes the watch of any stream in which events wait may expire, so that its client lists anew and is
+    /// never given them one by one. Off unless said.
+    ///
+    /// kube pauses for its back-off then, by default for about a second, a `Controller` with all its streams
+    /// (`Controller::trigger_backoff` sets that); the runs that have a relist take as much longer.
+    pub fn with_relists(mut self) -> Self {
+        self.relists = true;
+        self
+    }
+
+    /// How many passes [`World::until_settled`] and [`World::drive`] make at most; 30 unless said. A run that has not settled by
     /// then violates the oracle [`BuiltIn::NoSpin`], if that is on.
     pub fn max_passes(mut self, passes: u32) -> Self {
         self.passes = passes;

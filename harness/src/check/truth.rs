@@ -190,7 +190,7 @@ impl fmt::Debug for Truth {
 }
 
 /// `statefulsets.apps`, or `pods` in the core group.
-fn resource_of<K: Resource<DynamicType = ()>>() -> String {
+pub(super) fn resource_of<K: Resource<DynamicType = ()>>() -> String {
     match K::group(&()).as_ref() {
         "" => K::plural(&()).into_owned(),
         group => format!("{}.{group}", K::plural(&())),

@@ -22,7 +22,7 @@ use super::{
     director::{Chance, Director},
     truth::Truth,
 };
-use crate::lag::{Cache, Lag, StreamError};
+use crate::lag::{Cache, Lag, Passes, StreamError};
 
 /// Where a scenario is set up: a namespace with nothing in it.
 #[derive(Clone)]
@@ -68,8 +68,8 @@ pub struct World {
     pub(super) lag: Lag,
     namespace: String,
     client: Client,
-    director: Director,
-    passes: u32,
+    pub(super) director: Director,
+    pub(super) passes: u32,
     state: Arc<ProcessState>,
 }
 
@@ -120,6 +120,12 @@ impl World {
     #[must_use]
     pub fn lag(&self) -> &Lag {
         &self.lag
+    }
+
+    /// The passes of the process, for a reconcile function that is bracketed with [`Passes::run`].
+    #[must_use]
+    pub fn passes(&self) -> Passes {
+        self.lag.passes()
     }
 
     /// The true state of the world, as far as its resources are known to have been used.
@@ -204,13 +210,27 @@ impl World {
 
     async fn bare_pass<T>(&self, key: impl Into<String>, pass: impl Future<Output = T>) -> T {
         // What the process does to begin is not explored: its streams open with what there is.
-        if !self.state.begun.swap(true, Ordering::SeqCst) {
-            self.lag.set_scheduler(self.director.clone());
-        }
+        self.begin();
         self.director.enter_pass();
         let output = self.lag.passes().run(key, pass).await;
         self.director.leave_pass();
         output
+    }
+
+    /// From now on the search decides what is shown.
+    pub(super) fn begin(&self) {
+        if !self.state.begun.swap(true, Ordering::SeqCst) {
+            self.lag.set_scheduler(self.director.clone());
+        }
+    }
+
+    /// Lets nobody else open streams, since their order is part of what a schedule repeats.
+    pub(super) async fn turn_to_open(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.state.opening.lock().await
+    }
+
+    pub(super) fn note_settled(&self, settled: bool) {
+        *self.state.settled.lock().unwrap_or_else(PoisonError::into_inner) = Some(settled);
     }
 
     /// Makes passes over `key`, as a controller that is triggered by everything, until one of them changes nothing and
@@ -242,6 +262,7 @@ impl World {
             }
             if stale {
                 self.lag.show_everything().await?;
+                self.director.all_shown();
             } else if self.director.has_work() {
                 chance = Chance::NothingElse;
             } else {
@@ -249,7 +270,7 @@ impl World {
                 break;
             }
         }
-        *self.state.settled.lock().unwrap_or_else(PoisonError::into_inner) = Some(settled);
+        self.note_settled(settled);
         Ok(settled)
     }
 

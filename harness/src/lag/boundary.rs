@@ -9,6 +9,7 @@ use std::{
     fmt,
     future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -62,6 +63,30 @@ pub trait Scheduler: Send {
         waiting: &[Released],
     ) -> usize;
 
+    /// Whether the watch of this stream expires here, so that its client lists anew: what `waiting` has is then never
+    /// handed on. Asked where no request is under way, before [`release`](Self::release).
+    fn relist(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        waiting: &[Released],
+    ) -> bool {
+        let _ = (boundary, stream, waiting);
+        false
+    }
+
+    /// Says that the client has listed anew, or has not within the deadline, as `relist` wanted.
+    fn relisted(
+        &mut self,
+        boundary: &Boundary,
+        stream: &StreamDescription,
+        outcome: Result<(), StreamError>,
+    ) {
+        if let Err(error) = outcome {
+            self.not_taken(boundary, stream, error);
+        }
+    }
+
     /// Says that the client did not take in what `release` let go: that choice cannot happen with this code.
     ///
     /// What was not handed over is held as before; the reply is handed back.
@@ -107,16 +132,24 @@ pub(super) enum Reached {
     Lost,
 }
 
-/// The moment before a reply is handed back, or before a pass begins.
+/// The moment before a reply is handed back, or before a pass begins, or, where a whole controller is driven, at which
+/// nothing goes on any more.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Boundary {
     /// Counts the boundaries of its kind since the scheduler was set, from 1.
     pub number: u64,
-    /// The request, with what came of it so far; `None` before a pass.
+    /// The request, with what came of it so far; `None` before a pass and between passes.
     pub request: Option<Request>,
     /// The key of the pass that is about to begin.
     pub pass: Option<String>,
+}
+
+impl Boundary {
+    /// Whether nothing goes on, and what is released may begin passes.
+    pub(crate) fn is_delivery(&self) -> bool {
+        self.request.is_none() && self.pass.is_none()
+    }
 }
 
 impl fmt::Display for Boundary {
@@ -127,7 +160,7 @@ impl fmt::Display for Boundary {
                 write!(f, "boundary {} after #{number} {verb} {}", self.number, request.target())
             }
             (None, Some(key)) => write!(f, "the start of pass {} of {key}", self.number),
-            (None, None) => write!(f, "boundary {}", self.number),
+            (None, None) => write!(f, "delivery {}", self.number),
         }
     }
 }
@@ -141,12 +174,13 @@ pub(super) struct Scheduled {
     pub(super) scheduler: Option<Box<dyn Scheduler>>,
     boundaries: u64,
     passes: u64,
+    deliveries: u64,
 }
 
 impl Schedule {
     pub(super) fn set(&self, scheduler: Option<Box<dyn Scheduler>>) -> Option<Box<dyn Scheduler>> {
         let mut scheduled = self.lock();
-        (scheduled.boundaries, scheduled.passes) = (0, 0);
+        (scheduled.boundaries, scheduled.passes, scheduled.deliveries) = (0, 0, 0);
         std::mem::replace(&mut scheduled.scheduler, scheduler)
     }
 
@@ -172,6 +206,12 @@ impl Schedule {
         let mut scheduled = self.lock();
         scheduled.passes += 1;
         scheduled.passes
+    }
+
+    fn next_delivery(&self) -> u64 {
+        let mut scheduled = self.lock();
+        scheduled.deliveries += 1;
+        scheduled.deliveries
     }
 
     fn lock(&self) -> MutexGuard<'_, Scheduled> {
@@ -231,6 +271,15 @@ pub(super) async fn reach_pass(engine: &Arc<Engine>, key: &str) {
     }
 }
 
+/// What happens where nothing goes on any more: events are delivered, first to the stores, then those that trigger.
+///
+/// After each stream that may begin a pass it is waited until that has happened, so that how many passes there are is no
+/// matter of milliseconds.
+pub(super) async fn deliver(engine: &Arc<Engine>) {
+    let number = engine.schedule.next_delivery();
+    schedule(engine, &Boundary { number, request: None, pass: None }).await;
+}
+
 async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
     if let Some(environment) = engine.schedule.ask(|scheduler| scheduler.environment(boundary)) {
         environment.await;
@@ -239,11 +288,24 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
         let asked = engine.look(|registry| {
             let stream = &registry.streams[index];
             let waiting: Vec<Released> = stream.waiting().iter().map(Released::from).collect();
-            let moves =
-                stream.is_held() && stream.connection() == Connection::Open && !stream.wrapped;
-            (moves && !waiting.is_empty()).then(|| (stream.describe(), waiting))
+            let moves = stream.is_held() && stream.connection() == Connection::Open;
+            let asked = (stream.describe(), waiting, stream.wrapped, stream.begins_passes);
+            (moves && !asked.1.is_empty()).then_some(asked)
         });
-        let Some((stream, waiting)) = asked else { continue };
+        let Some((stream, waiting, wrapped, begins_passes)) = asked else { continue };
+        if boundary.request.is_none() {
+            let relist = engine.schedule.ask(|it| it.relist(boundary, &stream, &waiting));
+            if relist == Some(true) {
+                engine.change(|registry| registry.note(Entry::Fault(Fault::Expired(index))));
+                let listed = exactly(engine, index).relist().await;
+                engine.schedule.ask(|scheduler| scheduler.relisted(boundary, &stream, listed));
+                passes_begin(boundary, begins_passes).await;
+                continue;
+            }
+        }
+        if wrapped {
+            continue;
+        }
         let chosen = engine.schedule.ask(|scheduler| {
             (scheduler.release(boundary, &stream, &waiting), scheduler.last_point())
         });
@@ -257,6 +319,23 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
         if let Err(error) = selector.release_waiting(index, count).await {
             engine.schedule.ask(|scheduler| scheduler.not_taken(boundary, &stream, error));
         }
+        passes_begin(boundary, begins_passes).await;
+    }
+}
+
+/// How long after a trigger its pass has begun, by the clock of the runtime.
+///
+/// A `Controller` puts a trigger into a `DelayQueue` before it asks for the next event, which is when a release counts
+/// as acknowledged; the queue gives it out at the next millisecond or the one after. A timer that is set later for
+/// a later millisecond fires after it. So whoever polls the controller in the task that waits for this timer, before
+/// it looks at the timer, has polled a pass that the trigger begins.
+///
+/// Source: tokio-util, `time/delay_queue.rs` (`normalize_deadline`); kube-runtime 5.0, `scheduler.rs`.
+pub(super) const PASSES_BEGIN: Duration = Duration::from_millis(3);
+
+async fn passes_begin(boundary: &Boundary, begins_passes: bool) {
+    if boundary.is_delivery() && begins_passes {
+        tokio::time::sleep(PASSES_BEGIN).await;
     }
 }
 

@@ -72,6 +72,18 @@ impl<C: Chooser> Choices<C> {
         self.choose(id, menu)
     }
 
+    /// Whether the watch of a stream expires here, so that its client lists anew.
+    pub(crate) fn relist(&mut self, stream: &StreamDescription) -> bool {
+        let subject = self.subject(&stream.identity, stream.instance);
+        let id = self.next(&subject, Kind::Fault);
+        self.choose(id, vec![Alt::freshest(), Alt::other("relist", 1)]) == 1
+    }
+
+    /// Says that no stream is held back any more, though nobody chose that.
+    pub(crate) fn all_shown(&mut self) {
+        self.behind.clear();
+    }
+
     fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
         // Menus are made below: not empty, the first free, the labels distinct.
         let Ok(point) = Point::new(id, menu) else { return 0 };
@@ -154,9 +166,9 @@ impl<C: Chooser> Scheduler for Choices<C> {
     }
 }
 
-/// A stream at the reply to a request, or at the start of a pass, which is when its trigger would come.
+/// A stream at the reply to a request, or where triggers are delivered: at the start of a pass, or between passes.
 fn at_boundary(boundary: &Boundary, subject: &str) -> PointId {
-    let kind = if boundary.pass.is_some() { Kind::Trigger } else { Kind::Boundary };
+    let kind = if boundary.request.is_none() { Kind::Trigger } else { Kind::Boundary };
     PointId::new(subject, kind, u32::try_from(boundary.number).unwrap_or(u32::MAX))
 }
 

@@ -63,11 +63,22 @@ pub(super) struct Registry {
     triggers: Vec<Filter>,
     /// The numbers of the requests whose replies have not been handed back.
     in_flight: BTreeSet<u64>,
+    /// Those of the watches that are not open yet.
+    opening: BTreeSet<u64>,
+    pub(super) curtain: Curtain,
     pub(super) passes: Known,
     /// How often each read or write was made in the pass under way.
     made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
+}
+
+/// Keeps requests from being made, all but lists and watches, while it is closed.
+#[derive(Debug, Default)]
+pub(super) struct Curtain {
+    pub(super) closed: bool,
+    /// How many requests wait behind it.
+    pub(super) waiting: usize,
 }
 
 #[derive(Debug)]
@@ -437,8 +448,23 @@ impl Registry {
         self.in_flight.insert(number);
     }
 
+    pub(super) fn watch_begins(&mut self, number: u64) {
+        self.opening.insert(number);
+    }
+
     pub(super) fn request_ends(&mut self, number: u64) {
         self.in_flight.remove(&number);
+        self.opening.remove(&number);
+    }
+
+    /// Whether no watch before this one is on its way.
+    pub(super) fn is_next_to_open(&self, number: u64) -> bool {
+        self.opening.first().is_none_or(|first| *first >= number)
+    }
+
+    /// Whether no request is under way.
+    pub(super) fn has_nothing_under_way(&self) -> bool {
+        self.in_flight.is_empty() && self.opening.is_empty()
     }
 
     /// Whether no request before this one waits for its reply.

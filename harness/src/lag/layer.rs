@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING},
+    request::Parts,
 };
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -49,27 +50,78 @@ impl Service<Request<Body>> for LagService {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (mut parts, body) = request.into_parts();
+        if request.extensions().get::<Passing>().is_some() {
+            return Box::pin(std::future::ready(Ok(Response::new(wire::whole(Bytes::new())))));
+        }
+        let (parts, body) = request.into_parts();
         let asked = Asked::read(&parts, &body);
         // The buffer inside the client enters the caller's span before it calls us.
         let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
-        let mut record = asked.record(span);
-        self.engine.change(|registry| registry.count_in_pass(&mut record));
-        let flippable =
-            matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
-        let applied = self.engine.rules.apply(&record, flippable);
-        let ticket = Ticket::new(&self.engine, record, asked.streams_its_reply());
-        if !asked.streams_its_reply() {
-            // Replies are read here, so they must come as plain text.
-            parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-        let serving = Serving {
-            engine: Arc::clone(&self.engine),
-            upstream: self.upstream.clone(),
-            asked,
-            ticket,
+        let (engine, upstream) = (Arc::clone(&self.engine), self.upstream.clone());
+        let waiting = match asked.verb {
+            Verb::List | Verb::Watch => None,
+            _ => BehindCurtain::wait(&engine),
         };
-        Box::pin(serving.serve(applied, Request::from_parts(parts, body)))
+        match waiting {
+            None => begin(engine, upstream, asked, span, parts, body),
+            Some(waiting) => Box::pin(async move {
+                waiting.until_open().await;
+                begin(engine, upstream, asked, span, parts, body).await
+            }),
+        }
+    }
+}
+
+/// Puts a request into the record, and in line with the others.
+fn begin(
+    engine: Arc<Engine>,
+    upstream: Upstream,
+    asked: Asked,
+    span: Option<String>,
+    mut parts: Parts,
+    body: Body,
+) -> BoxFuture<'static, Reply> {
+    let mut record = asked.record(span);
+    engine.change(|registry| registry.count_in_pass(&mut record));
+    let flippable =
+        matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
+    let applied = engine.rules.apply(&record, flippable);
+    let ticket = Ticket::new(&engine, record, asked.streams_its_reply());
+    if !asked.streams_its_reply() {
+        // Replies are read here, so they must come as plain text.
+        parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    let serving = Serving { engine, upstream, asked, ticket };
+    Box::pin(serving.serve(applied, Request::from_parts(parts, body)))
+}
+
+/// Marks a request that is answered at once, and neither recorded nor sent: since a client hands its requests on in
+/// their order, those made before it have arrived when its reply is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Passing;
+
+/// A request that waits for the curtain to be opened.
+struct BehindCurtain(Arc<Engine>);
+
+impl BehindCurtain {
+    /// `None` if the curtain is open.
+    fn wait(engine: &Arc<Engine>) -> Option<Self> {
+        let waits = engine.change(|registry| {
+            let closed = registry.curtain.closed;
+            registry.curtain.waiting += usize::from(closed);
+            closed
+        });
+        waits.then(|| Self(Arc::clone(engine)))
+    }
+
+    async fn until_open(self) {
+        self.0.wait_for_ever(|registry| (!registry.curtain.closed).then_some(())).await;
+    }
+}
+
+impl Drop for BehindCurtain {
+    fn drop(&mut self) {
+        self.0.change(|registry| registry.curtain.waiting -= 1);
     }
 }
 
@@ -304,6 +356,11 @@ impl Serving {
         }
         let (parts, incoming) = reply.into_parts();
         let number = self.ticket.number;
+        if self.engine.schedule.is_set() {
+            // The order of streams is part of what a schedule repeats.
+            let next = |registry: &Registry| registry.is_next_to_open(number).then_some(());
+            self.engine.wait_for_ever(next).await;
+        }
         let (stream, epoch) = self.engine.change(|registry| match source {
             Source::Known(index) => {
                 let resource_version = resource_version.clone();
@@ -455,6 +512,8 @@ impl Ticket {
             registry.note(Entry::Sent { number });
             if ordered {
                 registry.request_begins(number);
+            } else if !streams {
+                registry.watch_begins(number);
             }
             number
         });

@@ -32,6 +32,6 @@ pub use self::{
     trace::normalised,
     verdict::{
         Bound, Bounds, Certificate, CertifiedView, Completeness, Confirmation, Ended, Finding,
-        HeldEvent, Needs, Repair, Shard, ShardError, Verdict,
+        HeldEvent, Needs, READS_BETWEEN_REPLIES, Repair, Shard, ShardError, Verdict,
     },
 };

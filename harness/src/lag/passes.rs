@@ -50,6 +50,8 @@ pub(super) struct Known {
     waiting: BTreeMap<u32, Waiting>,
     running: BTreeMap<u32, String>,
     ended: BTreeMap<String, u32>,
+    /// The stretch that stands for passes which are not bracketed.
+    stretch: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl Passes {
     pub async fn run<F: Future>(&self, key: impl Into<String>, pass: F) -> F::Output {
         let key = key.into();
         let number = self.0.change(|registry| registry.passes.begin(key.clone()));
-        let _bracket = Bracket { engine: &self.0, number };
+        let _bracket = Bracket { engine: Arc::clone(&self.0), number };
         self.0.wait_for_ever(|registry| registry.passes.may_start(number).then_some(())).await;
         boundary::reach_pass(&self.0, &key).await;
         self.0.change(|registry| {
@@ -93,6 +95,19 @@ impl Passes {
         let output = pass.await;
         boundary::catch_up(&self.0).await;
         output
+    }
+
+    /// From now on until the bracket is dropped, whatever the client does is one pass of `key`: where passes are not
+    /// told apart.
+    pub(crate) fn stretch(&self, key: &str) -> Bracket {
+        let number = self.0.change(|registry| {
+            let number = registry.passes.begin(key.to_owned());
+            registry.passes.start(number);
+            registry.passes.stretch = Some(number);
+            registry.note(Entry::PassStarted { pass: number, key: key.to_owned() });
+            number
+        });
+        Bracket { engine: Arc::clone(&self.0), number }
     }
 
     /// The keys of the passes that wait at their start, in alphabetical order.
@@ -192,6 +207,7 @@ impl Known {
 
     fn end(&mut self, number: u32) {
         self.waiting.remove(&number);
+        self.stretch = self.stretch.filter(|stretch| *stretch != number);
         if let Some(key) = self.running.remove(&number) {
             *self.ended.entry(key).or_default() += 1;
         }
@@ -209,6 +225,17 @@ impl Known {
     pub(super) fn only_one_running(&self) -> Option<u32> {
         let mut running = self.running.keys();
         running.next().copied().filter(|_| running.next().is_none())
+    }
+
+    /// Whether no pass runs, nor may begin.
+    pub(super) fn are_at_rest(&self) -> bool {
+        self.running.keys().all(|number| Some(*number) == self.stretch)
+            && self.waiting.values().all(|waiting| !waiting.may_start)
+    }
+
+    /// How many have come so far, and how many of them are over.
+    pub(super) fn counts(&self) -> (u32, u32) {
+        (self.made, self.ended.values().sum())
     }
 
     fn keys_waiting(&self) -> Vec<String> {
@@ -229,12 +256,12 @@ impl Known {
 }
 
 /// Ends the pass however it ends.
-struct Bracket<'a> {
-    engine: &'a Arc<Engine>,
+pub(crate) struct Bracket {
+    engine: Arc<Engine>,
     number: u32,
 }
 
-impl Drop for Bracket<'_> {
+impl Drop for Bracket {
     fn drop(&mut self) {
         self.engine.change(|registry| {
             if registry.passes.is_running(self.number) {

@@ -52,6 +52,8 @@ pub(super) struct Stream {
     shown_before: usize,
     /// Whether it is read through a wrapper, so that it moves by its reads and not at boundaries.
     pub(super) wrapped: bool,
+    /// Whether a controller that is driven has opened it, so that its events begin passes.
+    pub(super) begins_passes: bool,
     /// The point at which the release of the frames below this number was chosen.
     pub(super) released_at: Option<(usize, PointId)>,
     /// The first event that the last boundary kept back.
@@ -189,6 +191,7 @@ impl Stream {
             shown: 0,
             shown_before: 0,
             wrapped: false,
+            begins_passes: false,
             released_at: None,
             held_from: None,
             list_request: 0,

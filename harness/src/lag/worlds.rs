@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Lag, Source,
+    boundary::PASSES_BEGIN,
     engine::Registry,
     error::{StreamError, StreamErrorKind},
     filter::Filter,
@@ -77,21 +78,26 @@ impl Lag {
 
     /// Brings every view to the newest state; holds stay.
     pub(crate) async fn show_everything(&self) -> Result<(), StreamError> {
-        let held: Vec<Filter> = self.engine.change(|registry| {
-            let open = registry
-                .streams
-                .iter_mut()
-                .filter(|stream| stream.connection() == Connection::Open && stream.is_held());
-            let shown = open.map(|stream| {
-                let (incarnation, events) = (stream.incarnation(), stream.events().len());
-                stream.note_read(incarnation, events);
-                Filter::exactly(&stream.identity, stream.instance)
-            });
-            shown.collect()
+        let held: Vec<(Filter, bool)> = self.engine.change(|registry| {
+            let mut held = Vec::new();
+            for index in registry.release_order() {
+                let stream = &mut registry.streams[index];
+                if stream.connection() == Connection::Open && stream.is_held() {
+                    let (incarnation, events) = (stream.incarnation(), stream.events().len());
+                    stream.note_read(incarnation, events);
+                    let begins_passes = stream.begins_passes && !stream.waiting().is_empty();
+                    let filter = Filter::exactly(&stream.identity, stream.instance);
+                    held.push((filter, begins_passes));
+                }
+            }
+            held
         });
-        for filter in held {
+        for (filter, begins_passes) in held {
             let selector = StreamSelector::<()>::from_filter(self.engine.clone(), filter);
             selector.release_what_waits().await?;
+            if begins_passes {
+                tokio::time::sleep(PASSES_BEGIN).await;
+            }
         }
         Ok(())
     }
@@ -104,6 +110,12 @@ impl Lag {
 }
 
 impl Registry {
+    /// The streams with a watch that is open and was not `before`.
+    pub(super) fn opened_beside(&self, before: &OpenWatches) -> impl Iterator<Item = usize> {
+        let new = self.open_watches().filter(|watch| !before.0.contains(watch));
+        new.map(|(index, _)| index)
+    }
+
     fn open_watches(&self) -> impl Iterator<Item = (usize, u64)> {
         let streams = self.streams.iter().enumerate();
         streams
@@ -117,12 +129,12 @@ impl<K> StreamSelector<K> {
     pub(crate) async fn opened_beside(&self, before: &OpenWatches) -> Result<(), StreamError> {
         let deadline = self.deadline();
         let opened = |registry: &Registry| {
-            let mut new = registry.open_watches().filter(|watch| !before.0.contains(watch));
+            let mut new = registry.opened_beside(before);
             let matches = |index: usize| {
                 let stream = &registry.streams[index];
                 self.filter.matches(&stream.identity, stream.instance) && stream.view().ready
             };
-            new.any(|(index, _)| matches(index)).then_some(())
+            new.any(matches).then_some(())
         };
         match self.engine.wait(deadline, opened).await {
             Some(()) => Ok(()),

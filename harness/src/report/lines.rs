@@ -61,7 +61,7 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
                 }),
                 ..blank(LineKind::Actor, "ACTOR", &step.actor)
             }),
-            Action::Fault(fault) => Some(of_fault(fault)),
+            Action::Fault(fault) => Some(of_fault(run, fault)),
             Action::Violation(violation) => Some(Line {
                 target: violation.oracle.clone(),
                 outcome: format!("** {}", violation.text),
@@ -189,11 +189,15 @@ fn of_release(run: &Run, release: &Release) -> Option<Line> {
     })
 }
 
-fn of_fault(fault: &Fault) -> Line {
+fn of_fault(run: &Run, fault: &Fault) -> Line {
     let text = match fault {
         Fault::Restart => "the process ends and begins anew".to_owned(),
         Fault::RequestLost(_) => "the next request never arrives".to_owned(),
         Fault::ReplyLost(_) => "the reply is lost, although it took effect".to_owned(),
+        Fault::Expired(stream) => match run.streams.get(*stream) {
+            Some(stream) => format!("the watch of {stream} expires, and its client lists anew"),
+            None => "a watch expires, and its client lists anew".to_owned(),
+        },
     };
     Line { target: text, ..blank(LineKind::Fault, "FAULT", "") }
 }

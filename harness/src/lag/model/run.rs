@@ -515,6 +515,8 @@ pub enum Fault {
     RequestLost(u64),
     /// The request with this number took effect and its reply was lost.
     ReplyLost(u64),
+    /// The watch of the stream with this index ended with a 410, whatever had not been handed on: its client lists anew.
+    Expired(usize),
 }
 
 /// An oracle that was violated.

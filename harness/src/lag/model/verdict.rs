@@ -157,9 +157,23 @@ pub struct Verdict {
     pub worlds: Option<String>,
 }
 
+/// What a search leaves out where streams move at replies only, since reads of their stores are not seen: of two reads of
+/// such a store with no request in between, the second cannot show more than the first.
+pub const READS_BETWEEN_REPLIES: &str = "two reads of one stream between two replies";
+
+impl Verdict {
+    /// Whether what was exhausted is what can be told apart at the boundaries of requests: some store was read without a
+    /// [`Cache`](crate::lag::Cache).
+    #[must_use]
+    pub fn is_at_boundaries(&self) -> bool {
+        self.exclusions.iter().any(|exclusion| exclusion == READS_BETWEEN_REPLIES)
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} runs", self.completeness, self.runs)?;
+        self.completeness.write(f, self.is_at_boundaries())?;
+        write!(f, ": {} runs", self.runs)?;
         if let Some(shard) = &self.shard {
             write!(f, " (shard {shard})")?;
         }
@@ -202,18 +216,26 @@ pub enum Completeness {
     },
 }
 
-impl fmt::Display for Completeness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Completeness {
+    fn write(&self, f: &mut fmt::Formatter<'_>, at_boundaries: bool) -> fmt::Result {
+        let place = if at_boundaries { " at request boundaries" } else { "" };
         match self {
             Self::Exhausted { within } if within.is_empty() => {
-                f.write_str("exhausted, no bound was met")
+                write!(f, "exhausted{place}, no bound was met")
             }
             Self::Exhausted { within } => {
                 let within: Vec<_> = within.iter().map(ToString::to_string).collect();
-                write!(f, "exhausted within {}", within.join(", "))
+                let comma = if at_boundaries { "," } else { "" };
+                write!(f, "exhausted{place}{comma} within {}", within.join(", "))
             }
             Self::NotExhausted { by } => write!(f, "not exhausted: {by}"),
         }
+    }
+}
+
+impl fmt::Display for Completeness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
     }
 }
 
@@ -435,6 +457,10 @@ mod tests {
         };
         let text = verdict.to_string();
         assert!(text.ends_with("0.0 s; worlds: forked in etcd"), "{text}");
+        let exclusions = vec![READS_BETWEEN_REPLIES.to_owned()];
+        let text = Verdict { exclusions, ..verdict.clone() }.to_string();
+        assert!(text.starts_with("exhausted at request boundaries, no bound was met: 2"), "{text}");
+        assert!(text.contains("left out: two reads of one stream between two replies"), "{text}");
         let mut json = serde_json::to_value(&verdict).unwrap();
         json.as_object_mut().unwrap().remove("worlds");
         let older: Verdict = serde_json::from_value(json).unwrap();

@@ -73,7 +73,7 @@ impl Stream {
         }
     }
 
-    fn may_pass(&self, frame: usize) -> bool {
+    pub(super) fn may_pass(&self, frame: usize) -> bool {
         match self.gate {
             Gate::Open => true,
             // All frames before this one have passed, so a bookmark here overtakes nothing.

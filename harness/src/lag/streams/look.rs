@@ -98,6 +98,20 @@ impl Stream {
             .collect()
     }
 
+    /// Whether its client has nothing to do: its watch is open, it has asked for more, and there is nothing that may
+    /// pass. One whose client has gone is at rest too.
+    pub(in crate::lag) fn is_at_rest(&self) -> bool {
+        match self.body {
+            BodyState::Dropped => true,
+            BodyState::Opening | BodyState::Ended => false,
+            BodyState::Open => {
+                self.waker.is_some()
+                    && self.shown == self.handed
+                    && (self.handed == self.frames.len() || !self.may_pass(self.handed))
+            }
+        }
+    }
+
     /// How many frames have been handed on.
     pub(in crate::lag) fn handed(&self) -> usize {
         self.handed
