@@ -155,9 +155,25 @@ where
         lag.draw_curtain(self.told == Told::ByRequests);
         world.director.drive();
         world.begin();
-        self.along(lag.stream::<K>().opened_beside(&before)).await?;
+        // One list and one watch after the other, the controller's own last: else it is a matter of milliseconds how many
+        // passes begin.
+        lag.order_openings(true);
+        let main = resource_of::<K>();
+        loop {
+            self.along(Lag::arrived(&world.client())).await.map_err(DriveError::client)?;
+            if !self.along(lag.until_answered()).await {
+                return Err(self.failure(Problem::Busy));
+            }
+            if !self.along(lag.open_next(&main)).await {
+                if lag.stream::<K>().is_open_beside(&before) && lag.nothing_under_way() {
+                    break;
+                }
+                self.along(lag.until_something_opens::<K>(&before)).await?;
+            }
+        }
+        lag.order_openings(false);
         self.quiet().await?;
-        lag.begin_passes(&before, &resource_of::<K>());
+        lag.begin_passes(&before, &main);
         Ok(())
     }
 

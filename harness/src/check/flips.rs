@@ -80,7 +80,7 @@ impl Flips {
         let mut stage = Vec::new();
         for scenario in suite {
             let ground = Ground::prepare(&server, &scenario).await?;
-            rehearse(&ground, &scenario).await?;
+            rehearse(&ground, &scenario, Source::Moment).await?;
             let seen = Arc::new(Mutex::new(Seen::default()));
             let mut subject = runs(&ground, &scenario, Source::Moment);
             subject.looker = Some(Arc::clone(&seen));

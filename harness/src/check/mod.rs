@@ -185,7 +185,7 @@ impl Check {
     }
 
     async fn explore(&self, ground: &Ground, scenario: &Scenario) -> Result<Report, CheckError> {
-        rehearse(ground, scenario).await?;
+        rehearse(ground, scenario, Source::Moment).await?;
         self.explore_with(ground, scenario, runs(ground, scenario, Source::Moment)).await
     }
 
@@ -227,7 +227,7 @@ impl Check {
         token: &Token,
     ) -> Result<Report, CheckError> {
         let subject = runs(ground, scenario, Source::Nothing);
-        subject.run(Choices::fresh()).await.map_err(rehearsal)?;
+        rehearse(ground, scenario, Source::Nothing).await?;
         let failure = match replay(&subject, token).await {
             Ok(failure) => failure,
             Err(ReplayError::OutOfDate(error)) => return Err(CheckError::OutOfDate(error)),
@@ -298,13 +298,15 @@ fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a
 
 /// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks
 /// about is followed from the first run of the search on.
-async fn rehearse(ground: &Ground, scenario: &Scenario) -> Result<(), CheckError> {
-    let forked = runs(ground, scenario, Source::Moment);
+///
+/// A run that fails before something new is followed is made again: an actor may have had to see it.
+async fn rehearse(ground: &Ground, scenario: &Scenario, from: Source) -> Result<(), CheckError> {
+    let subject = runs(ground, scenario, from);
     for _ in 0..3 {
         let known = ground.followed_count();
-        forked.run(Choices::fresh()).await.map_err(rehearsal)?;
+        let rehearsed = subject.run(Choices::fresh()).await;
         if ground.followed_count() == known {
-            break;
+            return rehearsed.map(drop).map_err(rehearsal);
         }
     }
     Ok(())

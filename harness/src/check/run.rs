@@ -23,7 +23,7 @@ use crate::{
     explore::{Choices, Ending, Outcome, Subject},
     lag::{
         Requests,
-        model::{self, Action, PointId, Run, Step, Violation},
+        model::{self, Action, PointId, Run, Step, Verb, Violation},
     },
 };
 
@@ -62,6 +62,8 @@ impl Subject for Runs<'_> {
                 source: None,
             }),
         };
+        // Also after an error, whose reason may be that something is not followed.
+        self.ground.learn(place.lag.requests().iter(), &place.namespace).await;
         if let Ok(outcome) = &outcome {
             let requests = outcome.record.requests().map(|(_, step)| &step.request);
             self.ground.learn(requests, &place.namespace).await;
@@ -195,10 +197,21 @@ pub(super) fn trace(run: &Run) -> Vec<String> {
     let mut part = run.clone();
     part.steps.drain(..first);
     for step in &mut part.steps {
-        if let Action::Request(request) = &mut step.action {
-            request.sent = request.sent.saturating_sub(first);
-            // Numbers count the lists and watches of the beginning too.
-            request.request.number = 0;
+        match &mut step.action {
+            Action::Request(request) => {
+                request.sent = request.sent.saturating_sub(first);
+                let request = &mut request.request;
+                // Numbers count the lists and watches of the beginning too.
+                request.number = 0;
+                // The version of a list is that of the whole server, and others write to it.
+                match request.verb {
+                    Verb::List => request.resource_version_answered = None,
+                    Verb::Watch => request.resource_version_asked = None,
+                    _ => {}
+                }
+            }
+            Action::ListEnd(end) => end.resource_version.clear(),
+            _ => {}
         }
     }
     model::normalised(&part)

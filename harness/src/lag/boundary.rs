@@ -233,7 +233,7 @@ impl fmt::Debug for Schedule {
 pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
     let mut reached = Reached::HandedBack;
     if engine.schedule.is_set() {
-        engine.wait_for_ever(|registry| registry.is_first(number).then_some(())).await;
+        turn(engine, number).await;
         if let Some(request) = engine.recorder.get(number) {
             let took_effect = request.verb.is_write()
                 && request.answered_by == AnsweredBy::Server
@@ -260,6 +260,14 @@ pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
     }
     catch_up(engine).await;
     reached
+}
+
+/// Waits for the turn of a request whose reply is there: after those before it, or as whoever drives a controller says.
+pub(super) async fn turn(engine: &Arc<Engine>, number: u64) {
+    if engine.look(|registry| registry.openings.ordered) {
+        engine.change(|registry| registry.openings.waiting.insert(number));
+    }
+    engine.wait_for_ever(|registry| registry.is_its_turn(number).then_some(())).await;
 }
 
 /// What happens before a pass of `key` begins.

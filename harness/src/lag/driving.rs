@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use http::Request;
-use kube::{Client, client::Body};
+use kube::{Client, Resource, client::Body};
 use tokio::time::Instant;
 
 use super::{
     Lag, boundary,
-    engine::Registry,
+    engine::{Openings, Registry},
+    error::StreamError,
     filter::Filter,
     layer::Passing,
-    model::{Connection, StreamDescription},
+    model::{self, Connection, StreamDescription},
     requests::Mark,
     streams::Stream,
     worlds::OpenWatches,
@@ -116,6 +117,58 @@ impl Lag {
         })
     }
 
+    /// From now on the replies to lists, and watches, wait until they are let go; or no longer.
+    pub(crate) fn order_openings(&self, ordered: bool) {
+        self.engine.change(|registry| {
+            registry.openings = Openings { ordered, ..Openings::default() };
+        });
+    }
+
+    /// Waits until every request under way has its reply, or until the deadline: then some server is slow.
+    pub(crate) async fn until_answered(&self) -> bool {
+        let deadline = Instant::now() + self.engine.deadline();
+        let all = |registry: &Registry| registry.all_wait_for_their_turn().then_some(());
+        self.engine.wait(deadline, all).await.is_some()
+    }
+
+    /// Lets the next request go: the first that is about another resource than `main`, which comes last. When it has gone,
+    /// and what it brought has begun to work; `false` if none waits.
+    pub(crate) async fn open_next(&self, main: &str) -> bool {
+        let waiting = self.engine.look(|registry| registry.openings.waiting.clone());
+        let is_main = |number: &u64| {
+            let request = self.engine.recorder.get(*number);
+            request.is_some_and(|it| qualified_resource(&it) == main)
+        };
+        let next = waiting.iter().find(|number| !is_main(number)).or(waiting.first());
+        let Some(next) = next.copied() else { return false };
+        let deadline = Instant::now() + self.engine.deadline();
+        self.engine.change(|registry| registry.openings.granted.insert(next));
+        let gone = |registry: &Registry| (!registry.is_under_way(next)).then_some(());
+        if self.engine.wait(deadline, gone).await.is_none() {
+            return false;
+        }
+        tokio::time::sleep(PASSES_BEGIN).await;
+        true
+    }
+
+    /// Whether no request is under way.
+    pub(crate) fn nothing_under_way(&self) -> bool {
+        self.engine.look(Registry::has_nothing_under_way)
+    }
+
+    /// Waits until a reply waits to be let go, or a stream of `K` that was not open `before` is.
+    pub(crate) async fn until_something_opens<K: Resource<DynamicType = ()>>(
+        &self,
+        before: &OpenWatches,
+    ) -> Result<(), StreamError> {
+        let waits = |registry: &Registry| (!registry.openings.waiting.is_empty()).then_some(());
+        let stream = self.stream::<K>();
+        tokio::select! {
+            opened = stream.opened_beside(before) => opened,
+            () = self.engine.wait_for_ever(waits) => Ok(()),
+        }
+    }
+
     /// Delivers what waits, as the scheduler says.
     pub(crate) async fn deliver(&self) {
         boundary::deliver(&self.engine).await;
@@ -132,7 +185,18 @@ impl Lag {
     }
 }
 
+fn qualified_resource(request: &model::Request) -> String {
+    match &*request.group {
+        "" => request.resource.clone(),
+        group => format!("{}.{group}", request.resource),
+    }
+}
+
 impl Registry {
+    fn is_under_way(&self, number: u64) -> bool {
+        self.in_flight.contains(&number) || self.opening.contains(&number)
+    }
+
     fn is_at_rest(&self) -> bool {
         self.has_nothing_under_way()
             && self.passes.are_at_rest()

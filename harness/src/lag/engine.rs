@@ -62,15 +62,27 @@ pub(super) struct Registry {
     /// Streams that are no store's, in addition to those of metadata.
     triggers: Vec<Filter>,
     /// The numbers of the requests whose replies have not been handed back.
-    in_flight: BTreeSet<u64>,
+    pub(super) in_flight: BTreeSet<u64>,
     /// Those of the watches that are not open yet.
-    opening: BTreeSet<u64>,
+    pub(super) opening: BTreeSet<u64>,
     pub(super) curtain: Curtain,
+    pub(super) openings: Openings,
     pub(super) passes: Known,
     /// How often each read or write was made in the pass under way.
     made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
+}
+
+/// Who may have the reply to a list, or open a watch, while a controller begins.
+#[derive(Debug, Default)]
+pub(super) struct Openings {
+    /// Whether these replies wait to be let go one by one.
+    pub(super) ordered: bool,
+    /// The requests whose replies are there and wait.
+    pub(super) waiting: BTreeSet<u64>,
+    /// Those that have been let go.
+    pub(super) granted: BTreeSet<u64>,
 }
 
 /// Keeps requests from being made, all but lists and watches, while it is closed.
@@ -394,7 +406,11 @@ impl Registry {
 
     /// Writes down what happened, if somebody wants to know.
     pub(super) fn note(&mut self, entry: Entry) {
-        let pass = self.passes.only_one_running();
+        self.note_in(self.passes.only_one_running(), entry);
+    }
+
+    /// The same, of a pass that may be over by now.
+    pub(super) fn note_in(&mut self, pass: Option<u32>, entry: Entry) {
         if let Some(chronicle) = &mut self.chronicle {
             chronicle.note(pass, entry);
         }
@@ -455,21 +471,30 @@ impl Registry {
     pub(super) fn request_ends(&mut self, number: u64) {
         self.in_flight.remove(&number);
         self.opening.remove(&number);
+        self.openings.waiting.remove(&number);
     }
 
-    /// Whether no watch before this one is on its way.
-    pub(super) fn is_next_to_open(&self, number: u64) -> bool {
-        self.opening.first().is_none_or(|first| *first >= number)
+    /// Whether the reply to this request, which is there, may be handed back as far as others are concerned.
+    pub(super) fn is_its_turn(&self, number: u64) -> bool {
+        if self.openings.ordered {
+            return self.openings.granted.contains(&number);
+        }
+        let first = |numbers: &BTreeSet<u64>| numbers.first().is_none_or(|it| *it >= number);
+        match self.opening.contains(&number) {
+            true => first(&self.opening),
+            false => first(&self.in_flight),
+        }
+    }
+
+    /// Whether all requests under way have their replies and wait to be let go.
+    pub(super) fn all_wait_for_their_turn(&self) -> bool {
+        let under_way = self.in_flight.iter().chain(&self.opening);
+        under_way.into_iter().all(|number| self.openings.waiting.contains(number))
     }
 
     /// Whether no request is under way.
     pub(super) fn has_nothing_under_way(&self) -> bool {
         self.in_flight.is_empty() && self.opening.is_empty()
-    }
-
-    /// Whether no request before this one waits for its reply.
-    pub(super) fn is_first(&self, number: u64) -> bool {
-        self.in_flight.first().is_none_or(|first| *first >= number)
     }
 
     fn known_list(&self, identity: &Identity, resource_version: &str) -> Option<usize> {

@@ -358,8 +358,7 @@ impl Serving {
         let number = self.ticket.number;
         if self.engine.schedule.is_set() {
             // The order of streams is part of what a schedule repeats.
-            let next = |registry: &Registry| registry.is_next_to_open(number).then_some(());
-            self.engine.wait_for_ever(next).await;
+            boundary::turn(&self.engine, number).await;
         }
         let (stream, epoch) = self.engine.change(|registry| match source {
             Source::Known(index) => {

@@ -46,9 +46,14 @@ pub struct Passes(Arc<Engine>);
 #[derive(Debug, Default)]
 pub(super) struct Known {
     gated: bool,
+    /// How many have come to the gate.
     made: u32,
+    /// How many of them have started: passes are counted in that order.
+    started: u32,
+    /// By the order in which they came.
     waiting: BTreeMap<u32, Waiting>,
-    running: BTreeMap<u32, String>,
+    /// By the order in which they started.
+    running: BTreeMap<u32, Running>,
     ended: BTreeMap<String, u32>,
     /// The stretch that stands for passes which are not bracketed.
     stretch: Option<u32>,
@@ -58,6 +63,12 @@ pub(super) struct Known {
 struct Waiting {
     key: String,
     may_start: bool,
+}
+
+#[derive(Debug)]
+struct Running {
+    key: String,
+    came: u32,
 }
 
 impl Passes {
@@ -84,13 +95,13 @@ impl Passes {
     /// Dropped, the pass is over.
     pub async fn run<F: Future>(&self, key: impl Into<String>, pass: F) -> F::Output {
         let key = key.into();
-        let number = self.0.change(|registry| registry.passes.begin(key.clone()));
-        let _bracket = Bracket { engine: Arc::clone(&self.0), number };
-        self.0.wait_for_ever(|registry| registry.passes.may_start(number).then_some(())).await;
+        let came = self.0.change(|registry| registry.passes.begin(key.clone()));
+        let _bracket = Bracket { engine: Arc::clone(&self.0), came };
+        self.0.wait_for_ever(|registry| registry.passes.may_start(came).then_some(())).await;
         boundary::reach_pass(&self.0, &key).await;
         self.0.change(|registry| {
-            registry.passes.start(number);
-            registry.note(Entry::PassStarted { pass: number, key });
+            let pass = registry.passes.start(came);
+            registry.note(Entry::PassStarted { pass, key });
         });
         let output = pass.await;
         boundary::catch_up(&self.0).await;
@@ -100,14 +111,14 @@ impl Passes {
     /// From now on until the bracket is dropped, whatever the client does is one pass of `key`: where passes are not
     /// told apart.
     pub(crate) fn stretch(&self, key: &str) -> Bracket {
-        let number = self.0.change(|registry| {
-            let number = registry.passes.begin(key.to_owned());
-            registry.passes.start(number);
-            registry.passes.stretch = Some(number);
-            registry.note(Entry::PassStarted { pass: number, key: key.to_owned() });
-            number
+        let came = self.0.change(|registry| {
+            let came = registry.passes.begin(key.to_owned());
+            let pass = registry.passes.start(came);
+            registry.passes.stretch = Some(pass);
+            registry.note(Entry::PassStarted { pass, key: key.to_owned() });
+            came
         });
-        Bracket { engine: Arc::clone(&self.0), number }
+        Bracket { engine: Arc::clone(&self.0), came }
     }
 
     /// The keys of the passes that wait at their start, in alphabetical order.
@@ -119,7 +130,7 @@ impl Passes {
     /// The keys of the passes that run.
     #[must_use]
     pub fn running(&self) -> Vec<String> {
-        self.0.look(|registry| registry.passes.running.values().cloned().collect())
+        self.0.look(|registry| registry.passes.keys_running())
     }
 
     /// How many passes of `key` have ended.
@@ -167,10 +178,10 @@ impl Passes {
     fn failure(&self, attempt: &str, key: &str, problem: &str) -> PassError {
         let evidence = self.0.look(|registry| {
             let passes = &registry.passes;
-            let running: Vec<&String> = passes.running.values().collect();
             format!(
-                "\n  waiting: {:?}\n  running: {running:?}\n  ended: {:?}",
+                "\n  waiting: {:?}\n  running: {:?}\n  ended: {:?}",
                 passes.keys_waiting(),
+                passes.keys_running(),
                 passes.ended
             )
         });
@@ -199,26 +210,28 @@ impl Known {
         self.waiting.get(&number).is_none_or(|waiting| waiting.may_start)
     }
 
-    fn start(&mut self, number: u32) {
-        if let Some(waiting) = self.waiting.remove(&number) {
-            self.running.insert(number, waiting.key);
+    /// Lets one begin that has come; the number of the pass.
+    fn start(&mut self, came: u32) -> u32 {
+        self.started += 1;
+        if let Some(Waiting { key, .. }) = self.waiting.remove(&came) {
+            self.running.insert(self.started, Running { key, came });
         }
+        self.started
     }
 
-    fn end(&mut self, number: u32) {
-        self.waiting.remove(&number);
-        self.stretch = self.stretch.filter(|stretch| *stretch != number);
-        if let Some(key) = self.running.remove(&number) {
+    /// The number of the pass, if it had begun.
+    fn end(&mut self, came: u32) -> Option<u32> {
+        self.waiting.remove(&came);
+        let pass = self.running.iter().find(|(_, it)| it.came == came).map(|(pass, _)| *pass)?;
+        self.stretch = self.stretch.filter(|stretch| *stretch != pass);
+        if let Some(Running { key, .. }) = self.running.remove(&pass) {
             *self.ended.entry(key).or_default() += 1;
         }
+        Some(pass)
     }
 
-    fn is_running(&self, number: u32) -> bool {
-        self.running.contains_key(&number)
-    }
-
-    fn is_over(&self, number: u32) -> bool {
-        !self.waiting.contains_key(&number) && !self.running.contains_key(&number)
+    fn is_over(&self, came: u32) -> bool {
+        !self.waiting.contains_key(&came) && self.running.values().all(|it| it.came != came)
     }
 
     /// The pass that runs, if it is exactly one.
@@ -236,6 +249,10 @@ impl Known {
     /// How many have come so far, and how many of them are over.
     pub(super) fn counts(&self) -> (u32, u32) {
         (self.made, self.ended.values().sum())
+    }
+
+    fn keys_running(&self) -> Vec<String> {
+        self.running.values().map(|running| running.key.clone()).collect()
     }
 
     fn keys_waiting(&self) -> Vec<String> {
@@ -258,16 +275,16 @@ impl Known {
 /// Ends the pass however it ends.
 pub(crate) struct Bracket {
     engine: Arc<Engine>,
-    number: u32,
+    came: u32,
 }
 
 impl Drop for Bracket {
     fn drop(&mut self) {
         self.engine.change(|registry| {
-            if registry.passes.is_running(self.number) {
-                registry.note(Entry::PassEnded { pass: self.number });
+            let running = registry.passes.only_one_running();
+            if let Some(pass) = registry.passes.end(self.came) {
+                registry.note_in(running, Entry::PassEnded { pass });
             }
-            registry.passes.end(self.number);
         });
     }
 }

@@ -128,18 +128,23 @@ impl<K> StreamSelector<K> {
     /// Waits until a stream that matches is open and was not open `before`.
     pub(crate) async fn opened_beside(&self, before: &OpenWatches) -> Result<(), StreamError> {
         let deadline = self.deadline();
-        let opened = |registry: &Registry| {
-            let mut new = registry.opened_beside(before);
-            let matches = |index: usize| {
-                let stream = &registry.streams[index];
-                self.filter.matches(&stream.identity, stream.instance) && stream.view().ready
-            };
-            new.any(matches).then_some(())
-        };
+        let opened = |registry: &Registry| self.opens_in(registry, before).then_some(());
         match self.engine.wait(deadline, opened).await {
             Some(()) => Ok(()),
             None => Err(self.not_opened()),
         }
+    }
+
+    /// Whether there is one now.
+    pub(crate) fn is_open_beside(&self, before: &OpenWatches) -> bool {
+        self.engine.look(|registry| self.opens_in(registry, before))
+    }
+
+    fn opens_in(&self, registry: &Registry, before: &OpenWatches) -> bool {
+        registry.opened_beside(before).any(|index| {
+            let stream = &registry.streams[index];
+            self.filter.matches(&stream.identity, stream.instance) && stream.view().ready
+        })
     }
 
     /// Narrows to the newest instance that matches.

@@ -2,6 +2,9 @@
 
 mod placements;
 mod read_own_write;
+mod silent_delete;
+mod trigger_before_cache;
+mod unmodified;
 
 use laggard::Plane;
 

@@ -105,7 +105,8 @@ impl Stream {
             BodyState::Dropped => true,
             BodyState::Opening | BodyState::Ended => false,
             BodyState::Open => {
-                self.waker.is_some()
+                self.ready
+                    && self.waker.is_some()
                     && self.shown == self.handed
                     && (self.handed == self.frames.len() || !self.may_pass(self.handed))
             }
