@@ -45,8 +45,8 @@ const REQUESTS_IN_A_PASS: usize = 100;
 /// let mut oracles = Oracles::new();
 /// oracles
 ///     .never("two sets", |truth| truth.list::<StatefulSet>().len() > 1)
-///     .always("a set has a spec", |truth| match truth.get::<StatefulSet>("n0") {
-///         Some(set) if set.spec.is_none() => Err("n0 has none"),
+///     .always("a set has pods", |truth| match truth.get::<StatefulSet>("n0") {
+///         Some(set) if set.spec.replicas == Some(0) => Err("n0 wants none"),
 ///         _ => Ok(()),
 ///     })
 ///     .after_settle("the set is there", |truth| truth.get::<StatefulSet>("n0").is_some())
