@@ -77,7 +77,14 @@ fn a_create_after_something_new_is_no_duplicate() {
     quiet("another body", duplicates().read(1, "web-a", 0).create(PODS, "web-b", pod("job-")));
     quiet("another answer", again(duplicates().read(1, "web-a", 1)));
     quiet("a view that moved", again(duplicates().release(1).read(1, "web-a", 1)));
-    quiet("a view that moved, unread", again(duplicates().release(1)));
+    // Nobody records what is read of the pods.
+    let unread = |role| {
+        Script::new().stream(PODS, role).pass("n0").create(PODS, "web-a", pod("web-")).pass("n0")
+    };
+    quiet("a view that moved, unread", again(unread(Role::Main).release(0)));
+    assert!(says(BuiltIn::FrozenCache, again(unread(Role::Main))).is_some());
+    let replica = again(unread(Role::Replica).release(0));
+    assert!(says(BuiltIn::FrozenCache, replica).is_some(), "the harness's own view is nobody's");
     quiet("a live read between", again(duplicates().read(1, "web-a", 0).get(PODS, "web-a")));
     let other_key = duplicates().pass("n1").read(0, "n0", 0).read(1, "web-a", 0);
     quiet("another key", again(other_key));
