@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Chosen, Identity, ObjectKey, PointId, Request};
+use super::{Change, Chosen, Event, Identity, ObjectKey, PointId, Request};
 
 /// Everything that happened in one run, in an order that explains it.
 ///
@@ -264,6 +264,8 @@ pub enum Source {
     },
     /// From the test: an answer that no server gave. It is not judged.
     Test,
+    /// From the server, about a resource whose history was not kept. It is not judged.
+    Unobserved,
 }
 
 /// A read that was answered from the view of a stream.
@@ -397,6 +399,16 @@ pub struct ShownEvent {
     pub key: ObjectKey,
     /// The revision of the change.
     pub resource_version: String,
+}
+
+impl From<&Event> for ShownEvent {
+    fn from(event: &Event) -> Self {
+        Self {
+            change: event.change,
+            key: event.key.clone(),
+            resource_version: event.resource_version.clone(),
+        }
+    }
 }
 
 /// The beginning of an initial list.
