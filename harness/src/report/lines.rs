@@ -56,7 +56,7 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
     let mut holds = Holds::default();
     for (index, step) in run.steps.iter().enumerate() {
         let line = match &step.action {
-            Action::Request(request) => of_request(request),
+            Action::Request(request) => of_request(run, request),
             Action::Read(read) => Some(of_read(run, read)),
             Action::Hold(hold) => holds.open(run, lines.len() + 1, hold),
             Action::Release(release) => holds.release(run, release),
@@ -195,7 +195,7 @@ fn blank(kind: LineKind, what: &str, how: &str) -> Line {
     }
 }
 
-fn of_request(step: &RequestStep) -> Option<Line> {
+fn of_request(run: &Run, step: &RequestStep) -> Option<Line> {
     let request = &step.request;
     if request.verb == Verb::Watch {
         return None; // what it delivers is in the releases
@@ -211,13 +211,33 @@ fn of_request(step: &RequestStep) -> Option<Line> {
         .as_deref()
         .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}"));
     let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
-    let flipped = if kind == LineKind::StaleRead { "   answered from the view" } else { "" };
+    let note = match kind {
+        LineKind::StaleRead => "   answered from the view",
+        LineKind::Write if changes_nothing(run, step) => "   changes nothing",
+        _ => "",
+    };
     Some(Line {
         target: format!("{}{name}", request.resource),
         site: request.span.as_deref().map_or_else(String::new, |span| format!("[{span}]")),
-        outcome: format!("{arrow} {version}{}{flipped}", generation(&step.reply)),
+        outcome: format!("{arrow} {version}{}{note}", generation(&step.reply)),
         ..blank(kind, what, how)
     })
+}
+
+/// Whether the reply to a write shows a version that somebody else had made before.
+fn changes_nothing(run: &Run, step: &RequestStep) -> bool {
+    let request = &step.request;
+    let own = Author::Request(request.number);
+    let answered = |seen: &Seen| {
+        let mut history = run.history.iter();
+        let commit = history.find(|commit| {
+            commit.key == seen.key && commit.resource_version == seen.resource_version
+        });
+        commit.is_some_and(|commit| commit.by != own)
+    };
+    !run.history.iter().any(|commit| commit.by == own)
+        && !step.reply.is_empty()
+        && step.reply.iter().all(answered)
 }
 
 fn verb(verb: Verb, subresource: Option<&str>) -> (&'static str, &str) {

@@ -46,8 +46,10 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     } else {
         0
     };
-    for line in lines.iter().filter(|line| left_out == 0 || line.kind.explains()) {
-        let _ = write!(text, "\n  {}", row(line));
+    let shown: Vec<_> = lines.iter().filter(|line| left_out == 0 || line.kind.explains()).collect();
+    let columns = Columns::of(&shown);
+    for line in shown {
+        let _ = write!(text, "\n  {}", columns.row(line));
     }
     if left_out > 0 {
         let _ = write!(text, "\n  ({left_out} reads that were fresh are left out)");
@@ -186,13 +188,37 @@ fn confirmation(text: &mut String, finding: &Finding, lines: &[Line]) {
     };
 }
 
-fn row(line: &Line) -> String {
-    let number = format!("#{}", line.number);
-    let row = format!(
-        "{number:<4}{:<9}{:<8}{:<30}{:<26}{}",
-        line.what, line.how, line.target, line.site, line.outcome
-    );
-    row.trim_end().to_owned()
+/// How wide the columns are: as wide as what stands in them, with a least width that suits most runs.
+struct Columns {
+    how: usize,
+    target: usize,
+    site: usize,
+}
+
+impl Columns {
+    fn of(lines: &[&Line]) -> Self {
+        let widest = |least: usize, text: fn(&Line) -> &str| {
+            // What has no text behind it may be as long as it likes.
+            let ends = |line: &&&Line| !line.site.is_empty() || !line.outcome.is_empty();
+            let lengths = lines.iter().filter(ends).map(|line| text(line).chars().count() + 1);
+            lengths.fold(least, usize::max)
+        };
+        Self {
+            how: widest(8, |line| &line.how),
+            target: widest(30, |line| &line.target),
+            site: widest(26, |line| &line.site),
+        }
+    }
+
+    fn row(&self, line: &Line) -> String {
+        let number = format!("#{}", line.number);
+        let Self { how, target, site } = self;
+        let row = format!(
+            "{number:<4}{:<9}{:<how$}{:<target$}{:<site$}{}",
+            line.what, line.how, line.target, line.site, line.outcome
+        );
+        row.trim_end().to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -320,6 +346,32 @@ mod tests {
     /// Without what only aligns.
     fn squeeze(line: &str) -> String {
         line.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_long_name_does_not_run_into_the_next_column() {
+        let mut finding = finding();
+        let Action::Read(read) = &mut finding.run.steps[1].action else { panic!("no read") };
+        let file = "tests/literature/read_own_write.rs".to_owned();
+        read.site = Some(crate::lag::model::Site { file, line: 36 });
+        let text = failure(&finding, &Replay::default());
+        assert!(text.contains("read_own_write.rs:36 <- rv 1038"), "{text}");
+        let column = |start: &str, mark: &str| {
+            let line = text.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
+            line.find(mark).unwrap()
+        };
+        assert_eq!(column("#1", "->"), column("#2", "<-"), "{text}");
+    }
+
+    #[test]
+    fn a_write_that_changed_nothing_says_so() {
+        let mut finding = finding();
+        assert!(!failure(&finding, &Replay::default()).contains("changes nothing"));
+        // The version that the object had before.
+        finding.run.history[2].by = crate::lag::model::Author::SetUp;
+        let text = failure(&finding, &Replay::default());
+        let row = text.lines().find(|line| line.contains("PATCH    status")).unwrap();
+        assert!(row.ends_with("-> rv 1043   changes nothing"), "{text}");
     }
 
     #[test]

@@ -18,8 +18,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "for the runs that are made in worlds"))]
-pub(crate) use self::end::{Ends, disturbances, end_state, judge_end};
+pub(crate) use self::end::{Ends, judge_end};
 pub use self::user::{Claim, Sighting};
 use self::{
     end::Projection,

@@ -303,6 +303,8 @@ impl Script {
             outcome: Outcome::Pending,
             answered_by: AnsweredBy::Server,
             span: None,
+            pass: None,
+            ordinal: 0,
             started: Duration::ZERO,
             finished: None,
             body,

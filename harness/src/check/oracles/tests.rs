@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    end::Difference,
+    end::{Difference, end_state},
     testing::{PODS, SETS, Script},
     *,
 };
@@ -666,15 +666,4 @@ fn an_object_too_many_is_a_difference() {
     assert_eq!(ends.compare("", plain(two())), None);
     let found = ends.compare("", plain(one().given(PODS, "a", json!({})))).unwrap();
     assert_eq!((found.path.as_str(), found.this), ("pods/b", None));
-}
-
-#[test]
-fn disturbances_are_what_others_did_and_what_failed_whenever_that_was() {
-    let user = |script: Script| script.actor("user", SETS, "n0", Some(set(3, "v1")));
-    let given = || Script::new().given(SETS, "n0", set(1, "v1"));
-    let early = user(given()).pass("n0").get(SETS, "n0").restart().finish();
-    let late = user(given().pass("n0").get(SETS, "n0").restart()).finish();
-    assert_eq!(disturbances(&early), "restart; user: changes n0");
-    assert_eq!(disturbances(&early), disturbances(&late));
-    assert_eq!(disturbances(&given().finish()), "");
 }
