@@ -100,6 +100,38 @@ async fn a_relist_at_an_earlier_state_travels_back_in_time() {
 }
 
 #[tokio::test]
+async fn what_waited_when_a_watch_expired_is_received_once_after_a_journey_to_before_it() {
+    for config in [any(), streaming()] {
+        // Its log is that of the incarnation before, or still the present one.
+        for relisted in [true, false] {
+            let fixture = fixture(config.clone()).await;
+            let cache = fixture.lag.stream::<ConfigMap>();
+            cache.hold();
+            let first = fixture.put("a", "1");
+            fixture.put("a", "2");
+            let third = fixture.put("b", "1");
+            cache.received(&third).await.unwrap();
+            cache.release_one().await.unwrap();
+            if relisted {
+                cache.relist().await.unwrap();
+            }
+            cache.relist_from(&first).await.unwrap();
+            assert_eq!(names(&fixture), ["a=1"]);
+            let newest = fixture.put("a", "3");
+            cache.received(&newest).await.unwrap();
+            assert_eq!(cache.behind().unwrap(), 3, "relisted: {relisted}\n{}", fixture.lag);
+            let mut seen = Vec::new();
+            for _ in 0..3 {
+                cache.release_one().await.unwrap();
+                seen.push(names(&fixture).join(" "));
+            }
+            assert_eq!(seen, ["a=2", "a=2 b=1", "a=3 b=1"]);
+            assert_eq!(cache.behind().unwrap(), 0);
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_state_comes_from_the_server_at_exactly_that_version() {
     let server = Server::new();
     let old = server.put("configmaps", NAMESPACE, "a", data("1"));
