@@ -259,12 +259,7 @@ impl Serving {
             (opening, claim)
         });
         let source = match opening {
-            Opening::Gone => {
-                // As the real server says it; a refusal with code 410 would be retried for ever.
-                self.ticket.by = AnsweredBy::Log;
-                self.ticket.finish(Outcome::Status(200));
-                return Ok(watch_reply(wire::whole(wire::gone_frame(&resource_version))));
-            }
+            Opening::Gone => return self.expired(&resource_version),
             Opening::Continue { index, upstream_from } => {
                 self.ticket.by = AnsweredBy::Log;
                 *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
@@ -287,10 +282,13 @@ impl Serving {
             return Ok(reply);
         }
         let (parts, incoming) = reply.into_parts();
-        let (stream, epoch) = self.engine.change(|registry| match source {
-            Source::Known(index) => (index, registry.streams[index].open()),
-            Source::New(start) => registry.begin(identity, start),
+        let opened = self.engine.change(|registry| match source {
+            // While the request was on its way; it could continue nothing that had expired before.
+            Source::Known(index) if registry.streams[index].is_expired() => None,
+            Source::Known(index) => Some((index, registry.streams[index].open())),
+            Source::New(start) => Some(registry.begin(identity, start)),
         });
+        let Some((stream, epoch)) = opened else { return self.expired(&resource_version) };
         drop(claim);
         for line in before.map(|replay| replay.lines).into_iter().flatten() {
             self.engine
@@ -304,6 +302,13 @@ impl Serving {
         self.ticket.finish(Outcome::Status(200));
         let body = GatedBody { engine: Arc::clone(&self.engine), stream, epoch };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// Tells that a watch has expired as the real server tells it; a refusal with code 410 would be retried for ever.
+    fn expired(mut self, resource_version: &str) -> Reply {
+        self.ticket.by = AnsweredBy::Log;
+        self.ticket.finish(Outcome::Status(200));
+        Ok(watch_reply(wire::whole(wire::gone_frame(resource_version))))
     }
 
     /// The lines by which a streamed initial list shows the state at `start`, and what is known to follow.

@@ -10,7 +10,7 @@ use super::{
         model::{Event, ListVersion, Log, compare_resource_versions},
         wire,
     },
-    Frame, FrameKind, Stream, Upstream,
+    BodyState, Frame, FrameKind, Stream, Upstream,
 };
 
 /// The log of an incarnation that is over.
@@ -47,12 +47,16 @@ impl Stream {
 
     /// Ends the watch as the server ends one whose resource version it no longer knows.
     ///
-    /// What waits is never handed on: the client lists anew. Returns `false` if its watch is not open.
+    /// What waits is never handed on: the client lists anew. Returns `false` if the client has dropped it.
     pub(in crate::lag) fn expire(&mut self) -> (bool, Option<std::task::Waker>) {
-        if self.body != super::BodyState::Open {
-            // If it comes back it is told the same.
-            self.upstream = Upstream::Expired;
-            return (false, None);
+        match self.body {
+            BodyState::Open => {}
+            // Its client is told so when it comes back.
+            BodyState::Opening | BodyState::Ended => {
+                self.upstream = Upstream::Expired;
+                return (true, None);
+            }
+            BodyState::Dropped => return (false, None),
         }
         self.frames.truncate(self.handed);
         let events = self.position();
