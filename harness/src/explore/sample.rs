@@ -149,6 +149,7 @@ impl Sample {
             elapsed: elapsed(),
             shard: None,
             exclusions: self.exclusions.clone(),
+            worlds: None,
         };
         Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
     }

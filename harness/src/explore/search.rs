@@ -436,6 +436,7 @@ impl<'a, R> State<'a, R> {
             elapsed,
             shard: self.search.shard,
             exclusions: self.search.exclusions.clone(),
+            worlds: None,
         };
         Explored {
             verdict,

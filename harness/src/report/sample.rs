@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::lag::model::{
     Action, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Commit,
-    Completeness, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType, Query,
-    Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
+    Completeness, Confirmation, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType,
+    Query, Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
     StreamRecord, Verb, Verdict, Violation,
 };
 
@@ -45,6 +45,7 @@ pub(super) fn finding() -> Finding {
         repairs: vec![repair("is a live read", 1), repair("waits for rv 1042", 0)],
         window: Some(Duration::from_micros(2_100)),
         verdict: verdict(),
+        confirmed: Confirmation::NotTried,
     }
 }
 
@@ -59,6 +60,7 @@ pub(super) fn verdict() -> Verdict {
         elapsed: Duration::from_millis(400),
         shard: None,
         exclusions: Vec::new(),
+        worlds: None,
     }
 }
 
