@@ -71,11 +71,11 @@ mod replica;
 mod requests;
 mod selector;
 mod streams;
-#[cfg_attr(not(test), expect(dead_code, reason = "the search of `laggard::check` will use it"))]
-mod tap;
+pub(crate) mod tap;
 mod upstream;
 mod verbs;
 mod wire;
+mod worlds;
 
 #[cfg(test)]
 mod tests;

@@ -76,5 +76,6 @@ pub mod report;
 mod text;
 pub mod world;
 
+pub use check::{Check, check};
 pub use lag::Lag;
 pub use plane::Plane;

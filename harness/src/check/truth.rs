@@ -90,6 +90,12 @@ impl Truth {
         self.revision.as_deref()
     }
 
+    /// Puts an object there.
+    pub(crate) fn insert(&mut self, resource: &str, key: ObjectKey, object: Value) {
+        let objects = self.objects.entry(resource.to_owned()).or_default();
+        objects.insert(key, Some(Arc::new(object)));
+    }
+
     /// Takes in the next change of the history.
     pub(crate) fn apply(&mut self, commit: &Commit) {
         let objects = self.objects.entry(commit.resource.clone()).or_default();

@@ -315,6 +315,14 @@ impl StreamSelector<()> {
         Ok(())
     }
 
+    /// Releases what waits in the one stream that matches, and holds on.
+    pub(super) async fn release_what_waits(&self) -> Result<(), StreamError> {
+        let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
+        let index = self.only("release what waits", &chosen)?;
+        let count = self.engine.look(|registry| registry.streams[index].waiting().len());
+        if count == 0 { Ok(()) } else { self.release_waiting(index, count).await }
+    }
+
     async fn catch_up(&self, index: usize) -> Result<(), StreamError> {
         let attempt = "bring the store up to what was read";
         let deadline = Instant::now() + self.engine.deadline();

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use kube::Client;
-
 use super::{
     Lag, Source,
     engine::Registry,
@@ -59,9 +57,10 @@ impl Lag {
     /// Brings every view to the newest state; holds stay.
     pub(crate) async fn show_everything(&self) -> Result<(), StreamError> {
         let held: Vec<Filter> = self.engine.change(|registry| {
-            let open = registry.streams.iter_mut().filter(|stream| {
-                stream.connection() == Connection::Open && stream.is_held()
-            });
+            let open = registry
+                .streams
+                .iter_mut()
+                .filter(|stream| stream.connection() == Connection::Open && stream.is_held());
             let shown = open.map(|stream| {
                 let (incarnation, events) = (stream.incarnation(), stream.events().len());
                 stream.note_read(incarnation, events);
@@ -80,12 +79,6 @@ impl Lag {
     pub(crate) fn close(&self) {
         self.clear_scheduler();
         self.engine.change(|registry| registry.replicas.clear());
-    }
-
-    /// A client of the server that is not recorded at all.
-    pub(crate) fn plain_client(&self) -> Client {
-        let (upstream, namespace) = self.upstream();
-        Client::new(upstream, namespace)
     }
 }
 
@@ -121,7 +114,9 @@ impl<K> StreamSelector<K> {
         let newest = self.engine.look(|registry| {
             let streams = registry.streams.iter();
             let matching = streams.filter(|it| self.filter.matches(&it.identity, it.instance));
-            matching.max_by_key(|it| it.epoch()).map(|it| Filter::exactly(&it.identity, it.instance))
+            matching
+                .max_by_key(|it| it.epoch())
+                .map(|it| Filter::exactly(&it.identity, it.instance))
         });
         if let Some(filter) = newest {
             self.filter = filter;
@@ -134,4 +129,3 @@ impl<K> StreamSelector<K> {
         StreamError::new("see a watch open", &self.filter, StreamErrorKind::NoStream, streams)
     }
 }
-

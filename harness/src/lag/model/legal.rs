@@ -60,7 +60,6 @@ pub fn check(run: &Run) -> Result<Certificate, Illegal> {
             | Action::PassEnd { .. }
             | Action::Environment(_)
             | Action::Fault(_)
-            | Action::Hold(_)
             | Action::Violation(_) => {}
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    super::model::{Connection, Event, ObjectKey, PointId, StreamDescription, View},
+    super::model::{Connection, Event, ObjectKey, Objects, PointId, StreamDescription, View},
     BodyState, FrameKind, Gate, Stream,
 };
 
@@ -44,6 +44,16 @@ impl Stream {
     /// The events that have been received in this incarnation.
     pub(in crate::lag) fn events(&self) -> &[Event] {
         self.log.events()
+    }
+
+    /// Tells one watch of the stream from the next.
+    pub(in crate::lag) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// All objects as they were received last.
+    pub(in crate::lag) fn newest(&self) -> Objects<'_> {
+        self.log.fold(self.log.len()).unwrap_or_default()
     }
 
     /// The objects of the initial list.
