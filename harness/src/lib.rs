@@ -76,6 +76,6 @@ pub mod report;
 mod text;
 pub mod world;
 
-pub use check::{Check, check};
+pub use check::{Check, Flips, check};
 pub use lag::Lag;
 pub use plane::Plane;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Report, ground::RunError, scenario::BoxError};
+use super::{FlipReport, Report, ground::RunError, scenario::BoxError};
 use crate::{
     explore::{ExploreError, OutOfDate, ParseTokenError},
     world::WorldError,
@@ -17,6 +17,9 @@ pub enum CheckError {
     /// Runs violated an oracle. The report has all that is known of them.
     #[error("{0}")]
     Found(Box<Report>),
+    /// Live reads that protect nothing that a test checks.
+    #[error("{0}")]
+    Survivors(Box<FlipReport>),
     /// The token of `LAGGARD_REPLAY` no longer fits the process.
     #[error("{0}")]
     OutOfDate(OutOfDate),

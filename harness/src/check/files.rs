@@ -11,6 +11,7 @@ use crate::{explore::RegressionsError, lag::model::Shard};
 /// Where they are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Files {
+    pub(super) off: bool,
     pub(super) regressions: Option<PathBuf>,
     pub(super) output: Option<PathBuf>,
 }
@@ -18,6 +19,9 @@ pub(super) struct Files {
 impl Files {
     /// The file for the tokens of a scenario that failed once; `None` if there is no place for it.
     pub(super) fn regressions_of(&self, name: &str) -> Option<PathBuf> {
+        if self.off {
+            return None;
+        }
         let directory = match &self.regressions {
             Some(directory) => directory.clone(),
             // cargo says where the package is that it tests.
@@ -28,7 +32,7 @@ impl Files {
 
     /// Writes the page of a check that found something.
     pub(super) fn write(&self, report: &Report) -> Result<(), CheckError> {
-        if report.findings.is_empty() && self.output.is_none() {
+        if self.off || (report.findings.is_empty() && self.output.is_none()) {
             return Ok(());
         }
         let Some(directory) = self.output.clone().or_else(target) else { return Ok(()) };

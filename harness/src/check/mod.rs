@@ -9,8 +9,10 @@ mod director;
 mod error;
 mod files;
 mod finding;
+mod flips;
 mod ground;
 mod oracles;
+mod reduction;
 mod run;
 mod scenario;
 mod truth;
@@ -21,6 +23,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 pub use self::{
     actor::{Acting, Actor, Step},
     error::CheckError,
+    flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
     ground::{RunError, Server},
     oracles::{BuiltIn, Claim, Oracles, Sighting},
     scenario::{BoxError, Scenario},
@@ -65,6 +68,7 @@ pub struct Check {
     parallel: usize,
     shard: Option<Shard>,
     keep_going: bool,
+    every_moment: bool,
     files: Files,
 }
 
@@ -79,6 +83,7 @@ impl Check {
             parallel: 4,
             shard: None,
             keep_going: false,
+            every_moment: false,
             files: Files::default(),
         }
     }
@@ -133,6 +138,19 @@ impl Check {
         self
     }
 
+    /// Lets actors act at every moment, also where a later one leads to the same. To see that the reduction leaves
+    /// nothing out.
+    pub fn at_every_moment(mut self) -> Self {
+        self.every_moment = true;
+        self
+    }
+
+    /// Reads and writes no files: for a scenario that is meant to fail.
+    pub fn without_files(mut self) -> Self {
+        self.files.off = true;
+        self
+    }
+
     /// Explores the scenario on a server.
     ///
     /// If the variable `LAGGARD_REPLAY` has a token, that one run is made, from nothing and through the API, and
@@ -165,16 +183,19 @@ impl Check {
     }
 
     async fn explore(&self, ground: &Ground, scenario: &Scenario) -> Result<Report, CheckError> {
-        let forked = runs(ground, scenario, Source::Moment);
-        // What the process asks about is followed from the first run on.
-        for _ in 0..3 {
-            let known = ground.followed_count();
-            forked.run(Choices::fresh()).await.map_err(rehearsal)?;
-            if ground.followed_count() == known {
-                break;
-            }
-        }
+        rehearse(ground, scenario).await?;
+        self.explore_with(ground, scenario, runs(ground, scenario, Source::Moment)).await
+    }
+
+    async fn explore_with(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        forked: Runs<'_>,
+    ) -> Result<Report, CheckError> {
         let file = self.files.regressions_of(&scenario.name);
+        let mut forked = forked;
+        forked.every_moment = self.every_moment;
         let mut search = self.search(scenario)?;
         if let Some(file) = &file {
             let saved = Regressions::read(file).map_err(files::regressions)?;
@@ -261,7 +282,29 @@ impl Default for Check {
 }
 
 fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a> {
-    Runs { ground, scenario, from, flip: None, ends: Arc::default() }
+    Runs {
+        ground,
+        scenario,
+        from,
+        flip: None,
+        looker: None,
+        every_moment: false,
+        ends: Arc::default(),
+    }
+}
+
+/// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks
+/// about is followed from the first run of the search on.
+async fn rehearse(ground: &Ground, scenario: &Scenario) -> Result<(), CheckError> {
+    let forked = runs(ground, scenario, Source::Moment);
+    for _ in 0..3 {
+        let known = ground.followed_count();
+        forked.run(Choices::fresh()).await.map_err(rehearsal)?;
+        if ground.followed_count() == known {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn rehearsal(error: RunError) -> CheckError {

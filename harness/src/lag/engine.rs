@@ -1,7 +1,7 @@
 //! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ use super::{
     cache::Reads,
     chronicle::{Chronicle, Entry},
     filter::Filter,
-    model::{Identity, ListVersion, Representation, Seen, StreamDescription},
+    model::{Identity, ListVersion, Representation, Request, Seen, StreamDescription, Verb},
     passes::Known,
     requests::Recorder,
     streams::{List, Replay, Start, Stream},
@@ -64,6 +64,8 @@ pub(super) struct Registry {
     /// The numbers of the requests whose replies have not been handed back.
     in_flight: BTreeSet<u64>,
     pub(super) passes: Known,
+    /// How often each read or write was made in the pass under way.
+    made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
 }
@@ -409,6 +411,19 @@ impl Registry {
         if let Some(chronicle) = &mut self.chronicle {
             chronicle.note(pass, entry);
         }
+    }
+
+    /// Says in which pass a request is made, and which one of its like it is there.
+    pub(super) fn count_in_pass(&mut self, request: &mut Request) {
+        request.pass = self.passes.only_one_running();
+        let Some(pass) = request.pass.filter(|_| request.verb != Verb::Watch) else { return };
+        if self.made_in_pass.0 != pass {
+            self.made_in_pass = (pass, HashMap::new());
+        }
+        let like = (request.verb, request.target(), request.name.clone());
+        let count = self.made_in_pass.1.entry(like).or_default();
+        *count += 1;
+        request.ordinal = *count;
     }
 
     /// All streams that show what the server does, ours too.

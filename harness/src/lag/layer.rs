@@ -53,7 +53,8 @@ impl Service<Request<Body>> for LagService {
         let asked = Asked::read(&parts, &body);
         // The buffer inside the client enters the caller's span before it calls us.
         let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
-        let record = asked.record(span);
+        let mut record = asked.record(span);
+        self.engine.change(|registry| registry.count_in_pass(&mut record));
         let flippable =
             matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
         let applied = self.engine.rules.apply(&record, flippable);

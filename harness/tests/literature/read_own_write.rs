@@ -10,7 +10,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
     runtime::reflector::ObjectRef,
 };
-use laggard::check::{BoxError, Scenario, SetUp, Truth, World};
+use laggard::check::{BoxError, Check, Scenario, SetUp, Truth, World};
 use serde_json::json;
 
 async fn set_up(world: SetUp) -> Result<()> {
@@ -60,12 +60,32 @@ fn scenario(live: bool) -> Scenario {
 #[tokio::test]
 async fn the_stale_read_is_found_and_a_live_one_passes() -> Result<()> {
     let plane = crate::plane().await?;
-    let error = laggard::check(&plane, scenario(false)).await.err().context("not found")?;
+    let found = Check::new().without_files().run(&plane, scenario(false)).await;
+    let error = found.err().context("not found")?;
     let report = error.report().with_context(|| error.to_string())?;
     println!("{error}");
     ensure!(report.findings[0].token == "configmaps/wanted@r1:-1", "{error}");
     let report = laggard::check(&plane, scenario(true)).await?;
     println!("{report}");
+    plane.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_live_read_is_load_bearing() -> Result<()> {
+    let plane = crate::plane().await?;
+    let flips = laggard::Flips::new().run(&plane, [scenario(true)]).await?;
+    println!("{flips}");
+    ensure!(flips.load_bearing() == 1 && flips.live.len() == 1, "{flips}");
+    ensure!(flips.to_string().contains("get configmaps/wanted #1"), "{flips}");
+    // A suite that looks at nothing notices nothing.
+    let blind = Scenario::new("blind", |world: World| async move { pass(&world, true).await });
+    let error = laggard::Flips::new().run(&plane, [blind.set_up(set_up)]).await.err();
+    let text = error.context("nobody noticed, and that was good")?.to_string();
+    ensure!(
+        text.contains("survives: this live read protects nothing that a test checks"),
+        "{text}"
+    );
     plane.stop().await?;
     Ok(())
 }
