@@ -428,3 +428,49 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
     text.trim_end().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(namespace: &str, revision: i64) -> Bytes {
+        let metadata = json!({
+            "namespace": namespace, "name": "n", "resourceVersion": revision.to_string(),
+        });
+        Bytes::from(format!("{}\n", json!({"type": "ADDED", "object": {"metadata": metadata}})))
+    }
+
+    #[test]
+    fn nothing_is_held_of_namespaces_that_are_not_kept() {
+        let (keep, mut state) = (Keep::default(), State::default());
+        state.begin_after(1);
+        for namespace in ["lw-a", "lw-b", "default"] {
+            state.take_in(line(namespace, 2), &keep).unwrap();
+        }
+        keep.lock().forgotten.insert("lw-a".to_owned());
+        keep.lock().prefixes.push("lw-".to_owned());
+        state.drop_unkept(&keep);
+        for namespace in ["lw-a", "lw-b", "default"] {
+            state.take_in(line(namespace, 3), &keep).unwrap();
+        }
+        let held: Vec<_> = state.namespaces.keys().collect();
+        assert_eq!(held, ["lw-b"]);
+    }
+
+    #[test]
+    fn watches_whose_clients_have_gone_are_dropped_at_the_next_line() {
+        let (keep, mut state) = (Keep::default(), State::default());
+        state.begin_after(1);
+        drop(state.watch("lw-a", 1, true, &keep));
+        drop(state.watch("lw-b", 1, false, &keep));
+        let open = state.watch("lw-b", 1, false, &keep).unwrap();
+        state.take_in(line("lw-a", 2), &keep).unwrap();
+        assert_eq!(state.watchers.keys().collect::<Vec<_>>(), ["lw-b"]);
+        assert_eq!(state.watchers["lw-b"].len(), 1, "at the next watch already");
+        drop(open);
+        let bookmark =
+            json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "3"}}});
+        state.take_in(Bytes::from(bookmark.to_string()), &keep).unwrap();
+        assert!(state.watchers.is_empty());
+    }
+}

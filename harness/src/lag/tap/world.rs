@@ -1,9 +1,8 @@
 //! The service of one world: what its clients see of the server, cut down to one namespace.
 
-use std::sync::Arc;
 use std::{
     pin::Pin,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -58,7 +57,7 @@ impl WorldService {
             parts.uri = wire::in_namespace(&parts.uri, &asked.target, &self.world.namespace);
             asked.target.namespace = Some(self.world.namespace.clone());
         }
-        if let Some(reply) = self.from_tap(&asked, &parts.headers).await {
+        if let Some(reply) = self.tap_answer(&asked, &parts.headers).await {
             return Ok(reply);
         }
         self.taps.0.upstream.clone().oneshot(Request::from_parts(parts, body)).await
@@ -83,7 +82,7 @@ impl WorldService {
         Ok(namespaced.unwrap_or(false))
     }
 
-    async fn from_tap(&self, asked: &Asked, headers: &HeaderMap) -> Option<Response<ReplyBody>> {
+    async fn tap_answer(&self, asked: &Asked, headers: &HeaderMap) -> Option<Response<ReplyBody>> {
         let target = &asked.target;
         if target.namespace.as_ref() != Some(&self.world.namespace)
             || target.name.is_some()
