@@ -570,12 +570,13 @@ async fn a_tap_whose_past_is_gone_says_so_and_begins_anew() {
         let mut foreign =
             get(&taps.service("lw-b"), &query.replace("lw-a", "lw-b")).await.into_body();
         let tap = format!("{ALL_MAPS}?watch=true&allowWatchBookmarks=true&resourceVersion={start}");
-        if by_status {
-            front.answer_once(&tap, 410, "{}");
-        }
         front.server.close_watches("configmaps");
         front.server.delete("configmaps", "lw-a", "gone");
-        front.server.compact();
+        if by_status {
+            front.answer_once(&tap, 410, "{}");
+        } else {
+            front.server.compact();
+        }
         for body in [&mut watch, &mut foreign] {
             assert_eq!(names(&chunks(body, 1).await), ["error 410"]);
             assert!(within(body.frame()).await.is_none(), "that is the end");
