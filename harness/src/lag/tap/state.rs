@@ -62,6 +62,8 @@ struct Watcher {
 pub(super) struct Form {
     api_version: String,
     kind: String,
+    /// But for the resource version. Lists of custom resources have an empty `continue` where others have none.
+    metadata: Value,
     /// Whether the items say their kind, as custom resources do; `None` until one has been seen.
     typed_items: Option<bool>,
 }
@@ -301,19 +303,8 @@ impl State {
             return Listing::NotOurs;
         }
         match &self.form {
-            Some(Form { api_version, kind, typed_items })
-                if typed_items.is_some() || objects.is_empty() =>
-            {
-                let typed = typed_items.unwrap_or_default();
-                let kind_of_items = kind.strip_suffix("List").unwrap_or(kind);
-                let items: Vec<Value> = objects
-                    .into_values()
-                    .map(|object| shaped(object, typed.then_some((api_version, kind_of_items))))
-                    .collect();
-                Listing::Known(json!({
-                    "kind": kind, "apiVersion": api_version,
-                    "metadata": {"resourceVersion": self.newest.to_string()}, "items": items,
-                }))
+            Some(form) if form.typed_items.is_some() || objects.is_empty() => {
+                Listing::Known(form.list(objects, self.newest))
             }
             _ => Listing::FormUnknown,
         }
@@ -371,12 +362,28 @@ impl Log {
 }
 
 impl Form {
+    /// What a complete list shows of it.
     pub(super) fn of(list: &Value) -> Option<Self> {
         let first = list.pointer("/items/0");
         Some(Self {
             api_version: wire::text(list, "/apiVersion")?,
             kind: wire::text(list, "/kind")?,
+            metadata: list.get("metadata")?.clone(),
             typed_items: first.map(|item| item.get("kind").is_some()),
+        })
+    }
+
+    fn list(&self, objects: BTreeMap<&str, Value>, revision: i64) -> Value {
+        let typed = self.typed_items.unwrap_or_default();
+        let kind_of_items = self.kind.strip_suffix("List").unwrap_or(&self.kind);
+        let items: Vec<Value> = objects
+            .into_values()
+            .map(|object| shaped(object, typed.then_some((&self.api_version, kind_of_items))))
+            .collect();
+        let mut metadata = self.metadata.clone();
+        metadata["resourceVersion"] = json!(revision.to_string());
+        json!({
+            "kind": self.kind, "apiVersion": self.api_version, "metadata": metadata, "items": items,
         })
     }
 }

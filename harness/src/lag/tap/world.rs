@@ -156,13 +156,13 @@ impl WorldService {
         }
     }
 
-    /// Asks the server for one object, to see how it writes lists of this resource; once for a tap that began without
-    /// a list.
+    /// Asks the server for the list, to see how it writes lists of this resource; once for a tap that has seen none
+    /// with objects.
     async fn learn_form(&self, tap: &Tap) -> Option<()> {
-        let query = format!("{}?limit=1", tap.resource.path_in(&self.world.namespace));
+        let path = tap.resource.path_in(&self.world.namespace);
         let list = async {
-            let reply = follow::ask(&self.taps.0.upstream, &query).await?;
-            follow::read_json(&query, reply).await
+            let reply = follow::ask(&self.taps.0.upstream, &path).await?;
+            follow::read_json(&path, reply).await
         };
         match list.await {
             Ok(list) => {
