@@ -54,6 +54,7 @@ mod answers;
 mod boundary;
 mod cache;
 mod choices;
+mod chronicle;
 mod engine;
 mod error;
 mod fence;
@@ -62,29 +63,33 @@ mod flips;
 mod layer;
 pub mod model;
 mod passes;
+mod reading;
+mod record;
 mod released;
 mod relist;
+mod replica;
 mod requests;
 mod selector;
 mod streams;
-#[cfg_attr(not(test), expect(dead_code, reason = "the search of `laggard::check` will use it"))]
-mod tap;
+pub(crate) mod tap;
 mod upstream;
 mod verbs;
 mod wire;
+mod worlds;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
-    boundary::{Boundary, Scheduler},
+    boundary::{Boundary, ReplyFault, Scheduler},
     cache::{Cache, ReadLog},
     choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},
     fence::FenceError,
     passes::{PassError, Passes},
     released::Released,
+    replica::ObserveError,
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
 };
@@ -237,6 +242,15 @@ impl Lag {
     /// Asks no scheduler any more; holds stay as they are.
     pub fn clear_scheduler(&self) {
         drop(self.engine.schedule.set(None));
+    }
+
+    /// Waits until the scheduler has decided for the `count`th time, since this was made, that the process under
+    /// test ends ([`ReplyFault::Restart`]). The reply at which that was decided is never handed back: drop
+    /// the code under test, and begin it anew.
+    pub async fn restarted(&self, count: u64) {
+        let mut restarts = self.engine.restarts.subscribe();
+        // The sender lives as long as `self`.
+        let _ = restarts.wait_for(|restarts| *restarts >= count).await;
     }
 
     /// Names the streams that carry whole objects of `K`; to be narrowed, held and released.

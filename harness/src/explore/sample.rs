@@ -136,11 +136,13 @@ impl Sample {
             runs: u64::try_from(seen.len()).unwrap_or(u64::MAX) - impossible,
             failures: u64::try_from(failures.len()).unwrap_or(u64::MAX),
             impossible,
+            redundant: 0,
             points,
             naive,
             elapsed: elapsed(),
             shard: None,
             exclusions: Vec::new(),
+            worlds: None,
         };
         Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
     }

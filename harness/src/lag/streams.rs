@@ -10,7 +10,10 @@ use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::{
-    model::{Change, Event, Identity, ListVersion, Log, ObjectKey, compare_resource_versions},
+    model::{
+        Change, Event, Identity, ListVersion, Log, ObjectKey, PointId, ShownEvent,
+        compare_resource_versions,
+    },
     wire,
 };
 
@@ -22,7 +25,7 @@ mod readable;
 
 pub(super) use self::{
     feed::{Expected, Met},
-    look::Carried,
+    look::{Brought, Carried},
     past::{Replay, Retained, initial_lines},
 };
 
@@ -47,6 +50,14 @@ pub(super) struct Stream {
     shown: usize,
     /// The same number at the end of the incarnation before this one.
     shown_before: usize,
+    /// Whether it is read through a wrapper, so that it moves by its reads and not at boundaries.
+    pub(super) wrapped: bool,
+    /// The point at which the release of the frames below this number was chosen.
+    pub(super) released_at: Option<(usize, PointId)>,
+    /// The first event that the last boundary kept back.
+    pub(super) held_from: Option<ShownEvent>,
+    /// The number of the request by which its initial list is streamed.
+    pub(super) list_request: u64,
     /// How many events a wrapped read has shown; the store is brought there at the next boundary.
     read: usize,
     /// Whether the initial list has been handed over as a whole.
@@ -120,6 +131,14 @@ enum Upstream {
     Expired,
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(drain) = &self.drain {
+            drain.abort();
+        }
+    }
+}
+
 /// How a stream begins.
 pub(super) enum Start {
     /// After a LIST, with its objects.
@@ -137,6 +156,8 @@ pub(super) struct List {
     pub(super) kind: Option<(String, String)>,
     pub(super) objects: Vec<Value>,
     pub(super) asked: ListVersion,
+    /// The number of the request that asked for its first page.
+    pub(super) request: u64,
     /// Whether the test has chosen what it shows.
     pub(super) chosen: bool,
 }
@@ -167,6 +188,10 @@ impl Stream {
             handed: 0,
             shown: 0,
             shown_before: 0,
+            wrapped: false,
+            released_at: None,
+            held_from: None,
+            list_request: 0,
             read: 0,
             ready: false,
             position_before: 0,
@@ -196,6 +221,7 @@ impl Stream {
         self.frames.clear();
         self.handed = 0;
         self.read = 0;
+        (self.released_at, self.held_from) = (None, None);
         self.shown_before = std::mem::take(&mut self.shown);
         if let Gate::Held { up_to } = &mut self.gate {
             *up_to = 0;

@@ -137,6 +137,8 @@ impl Asked {
             outcome: Outcome::Pending,
             answered_by: AnsweredBy::Server,
             span,
+            pass: None,
+            ordinal: 0,
             started: std::time::Duration::ZERO,
             finished: None,
             body: self.body.clone(),
