@@ -43,5 +43,5 @@ mod measure;
 mod operations;
 mod refused;
 mod roles;
-mod stage;
+pub(crate) mod stage;
 mod watches;
