@@ -18,8 +18,8 @@ use super::WorldError;
 use super::address::{Dialer, EtcdAddress};
 use super::error::EtcdError;
 use super::wire::{
-    Base64, Done, Empty, Grant, Lease, LeaseId, Range, Read, Status, Streamed, Txn, WatchCreate,
-    WatchRequest,
+    Base64, Compact, Done, Empty, Grant, Lease, LeaseId, Range, Read, Status, Streamed, Txn,
+    WatchCreate, WatchRequest,
 };
 
 /// No single request of ours takes long: the largest is 1.5 MiB, on this machine.
@@ -48,7 +48,9 @@ impl Etcd {
         let etcd = Self { address: name, dialer, idle: Mutex::default() };
         let status: Result<Status, _> = etcd.ask("/v3/maintenance/status", &Empty {}).await;
         match status {
-            Ok(Status { version }) => tracing::debug!(%address, %version, "etcd's gateway answers"),
+            Ok(Status { version, .. }) => {
+                tracing::debug!(%address, %version, "etcd's gateway answers")
+            }
             Err(EtcdError::Refused { status, body }) => {
                 return Err(etcd.failed(attempt, EtcdError::NoGateway { status, body }));
             }
@@ -74,6 +76,23 @@ impl Etcd {
     /// Does all of it, or nothing if a comparison fails.
     pub(super) async fn txn(&self, attempt: &str, txn: &Txn) -> Result<Done, WorldError> {
         self.ask("/v3/kv/txn", txn).await.map_err(|error| self.failed(attempt, error))
+    }
+
+    /// Forgets what is older than `revision`, which has to be in the past; returns once the space is
+    /// free. What was forgotten before by somebody else is no error.
+    pub(super) async fn compact(&self, revision: i64) -> Result<(), WorldError> {
+        match self.ask::<Empty>("/v3/kv/compaction", &Compact { revision, physical: true }).await {
+            Ok(_) => Ok(()),
+            // etcd: api/v3rpc/rpctypes/error.go, ErrGRPCCompacted.
+            Err(EtcdError::Refused { body, .. }) if body.contains("has been compacted") => Ok(()),
+            Err(error) => Err(self.failed("compact", error)),
+        }
+    }
+
+    /// How much space it uses.
+    pub(super) async fn status(&self) -> Result<Status, WorldError> {
+        let status = self.ask("/v3/maintenance/status", &Empty {}).await;
+        status.map_err(|error| self.failed("ask how much space is used", error))
     }
 
     /// A new lease.
@@ -120,7 +139,7 @@ impl Etcd {
             if !response.status().is_success() {
                 let status = response.status().as_u16();
                 let body = response.into_body().collect().await.map_err(EtcdError::Connection)?;
-                return Err(EtcdError::Refused { status, body: shown(&body.to_bytes()) });
+                return Err(refused(status, &body.to_bytes()));
             }
             Ok(Watch { body: response.into_body(), buffer: Vec::new(), read: 0, _sender: sender })
         };
@@ -153,7 +172,7 @@ impl Etcd {
             // Only a connection whose answer was read to its end is free for the next request.
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
             if !status.is_success() {
-                return Err(EtcdError::Refused { status: status.as_u16(), body: shown(&body) });
+                return Err(refused(status.as_u16(), &body));
             }
             serde_json::from_slice(&body)
                 .map_err(|source| EtcdError::Answer { body: shown(&body), source })
@@ -238,6 +257,16 @@ impl Watch {
                 None => return Ok(None),
             }
         }
+    }
+}
+
+/// What etcd means by an answer that is no success.
+fn refused(status: u16, body: &[u8]) -> EtcdError {
+    let text = shown(body);
+    // etcd: api/v3rpc/rpctypes/error.go, ErrGRPCNoSpace.
+    match text.contains("database space exceeded") {
+        true => EtcdError::NoSpace { body: text },
+        false => EtcdError::Refused { status, body: text },
     }
 }
 

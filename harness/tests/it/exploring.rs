@@ -29,9 +29,7 @@ async fn an_exploring_plane_is_tuned_and_says_so() -> Result<()> {
     ensure!(directory.join("etcd/member").is_dir(), "etcd's data are elsewhere");
 
     // More operations in a transaction, and more bytes in a request, than etcd takes by default.
-    let put = |number: usize, value: &str| {
-        json!({ "request_put": { "key": encoded(&format!("k{number:04}")), "value": encoded(value) } })
-    };
+    let put = |number: usize, value: &str| json!({ "request_put": { "key": encoded(&format!("k{number:04}")), "value": encoded(value) } });
     let many: Vec<_> = (0..500).map(|number| put(number, "")).collect();
     etcd(&plane, "/v3/kv/txn", json!({ "success": many })).await?;
     let large = put(0, &"x".repeat(4 << 20));
