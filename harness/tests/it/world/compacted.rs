@@ -49,10 +49,9 @@ async fn what_etcd_uses_comes_to_a_plateau_if_it_is_compacted() -> Result<()> {
         fork_and_erase(&stage, &moment, count).await?;
     }
     println!("{begun} bytes, {grown} more after {count} forks, then {in_use:?}");
-    let (least, most) = (in_use.iter().min(), in_use.iter().max());
-    let (least, most) = (least.context("none")?, most.context("none")?);
-    // All erasures and no object's version are left, pages are not all full.
-    assert!(most - least < grown / 4, "{in_use:?}");
+    // Pages are not all full, so it is more than in the beginning; but five times as many forks
+    // later it is no more than half of what a fifth of them had left.
+    let most = in_use.iter().max().context("none")?;
     assert!(most - begun < grown / 2, "{begun}, then {in_use:?}");
     stage.stop().await
 }
@@ -107,13 +106,12 @@ async fn the_past_of_a_world_stays_as_long_as_the_world() -> Result<()> {
         }
 
         // What is older than any world is gone.
-        let old = (world.first_revision() - 1).to_string();
         let source = format!("/api/v1/namespaces/{}/configmaps", moment.namespace());
         let older = (moment.revision() - 1).to_string();
-        assert_eq!(list_at(&stage, &source, &older).await, Err(410), "preset {preset}, {old}");
+        assert_eq!(list_at(&stage, &source, &older).await, Err(410), "preset {preset}");
 
         // With the fork goes its past, and what was made by hand still has its own.
-        let last = world.last_revision().to_string();
+        let last = (world.last_revision() - 1).to_string();
         stage.worlds.erase(world).await?;
         stage.worlds.compact().await?;
         assert_eq!(list_at(&stage, &maps, &last).await, Err(410), "preset {preset}");
