@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::lag::model::{
     Action, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Commit,
-    Completeness, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType, Query,
-    Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
+    Completeness, Confirmation, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType,
+    Query, Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
     StreamRecord, Verb, Verdict, Violation,
 };
 
@@ -45,6 +45,7 @@ pub(super) fn finding() -> Finding {
         repairs: vec![repair("is a live read", 1), repair("waits for rv 1042", 0)],
         window: Some(Duration::from_micros(2_100)),
         verdict: verdict(),
+        confirmed: Confirmation::NotTried,
     }
 }
 
@@ -54,11 +55,13 @@ pub(super) fn verdict() -> Verdict {
         runs: 23,
         failures: 1,
         impossible: 0,
+        redundant: 0,
         points: 14,
         naive: 81_375,
         elapsed: Duration::from_millis(400),
         shard: None,
         exclusions: Vec::new(),
+        worlds: None,
     }
 }
 
@@ -151,6 +154,8 @@ fn request(number: u64, verb: Verb, resource: &str, group: &str, version: &str) 
             outcome: Outcome::Status(200),
             answered_by: AnsweredBy::Server,
             span: Some("apply-statefulset".to_owned()),
+            pass: None,
+            ordinal: 0,
             started: Duration::ZERO,
             finished: None,
             body: Some(json!({})),
