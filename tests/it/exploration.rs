@@ -9,7 +9,7 @@ use laggard::lag::model::{Completeness, Confirmation, Needs};
 use rollout_tests::{Stage, rollout};
 
 async fn plane() -> Result<Arc<Plane>> {
-    Ok(Arc::new(Stage::plane_from(Plane::builder()).await?))
+    Ok(Arc::new(Stage::plane_from(Plane::builder().exploring()).await?))
 }
 
 async fn end(plane: Arc<Plane>) -> Result<()> {
