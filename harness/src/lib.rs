@@ -65,6 +65,7 @@
 #![warn(missing_docs, clippy::exhaustive_enums)]
 
 pub mod assets;
+pub mod barrier;
 pub mod check;
 mod connect;
 pub mod explore;
