@@ -77,6 +77,7 @@ pub mod report;
 mod text;
 pub mod world;
 
+pub use barrier::Barrier;
 pub use check::{Check, Flips, check};
 pub use lag::Lag;
 pub use plane::Plane;

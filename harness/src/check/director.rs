@@ -12,7 +12,7 @@ use super::{
 use crate::{
     explore,
     lag::{
-        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError,
+        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError, Wait,
         model::{Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Run, StreamDescription},
     },
 };
@@ -31,6 +31,7 @@ struct Shared {
     acting: Acting,
     actors: Vec<Actor>,
     restarts: bool,
+    relists: bool,
     lost_replies: bool,
     state: Mutex<State>,
     record: ChoiceRecord,
@@ -73,6 +74,7 @@ impl Director {
                 acting,
                 actors: scenario.actors.clone(),
                 restarts: scenario.restarts,
+                relists: scenario.relists,
                 lost_replies: scenario.lost_replies,
                 state: Mutex::new(state),
                 record,
@@ -143,6 +145,19 @@ impl Director {
         acted
     }
 
+    /// Lets the server forget the resource version of each watch, if the search says so.
+    pub(super) async fn relists(&self) {
+        if !self.shared.relists {
+            return;
+        }
+        for stream in self.shared.lag.watching() {
+            let hit = self.lock().choices.relist(&stream);
+            if hit && let Err(error) = self.shared.lag.relist(&stream).await {
+                self.lock().error.get_or_insert_with(|| error.into());
+            }
+        }
+    }
+
     async fn chance_of(&self, index: usize, chance: Chance) -> bool {
         let Shared { lag, acting, actors, .. } = &*self.shared;
         let actor = &actors[index];
@@ -205,12 +220,16 @@ impl Scheduler for Director {
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
         // Before a pass everybody has had a chance already.
-        if boundary.request.is_none() || !self.lock().in_pass || self.shared.actors.is_empty() {
+        if boundary.pass.is_some() || !self.lock().in_pass || self.shared.actors.is_empty() {
             return Box::pin(std::future::ready(()));
         }
+        let chance = match boundary.wait {
+            Some(Wait::GoesOn) => Chance::NothingElse,
+            _ => Chance::WithinAPass,
+        };
         let this = self.clone();
         Box::pin(async move {
-            Self::environment(&this, Chance::WithinAPass).await;
+            Self::environment(&this, chance).await;
         })
     }
 
@@ -226,6 +245,10 @@ impl Scheduler for Director {
 
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         self.lock().choices.not_taken(boundary, stream, error);
+    }
+
+    fn all_released(&mut self) {
+        self.lock().choices.all_released();
     }
 
     fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {

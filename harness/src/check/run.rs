@@ -99,7 +99,7 @@ impl Runs<'_> {
             world.end().await;
             director.leave_pass();
             if let Some(error) = director.take_error() {
-                let what = "an actor of the scenario could not act".to_owned();
+                let what = "what the scenario says could not be done".to_owned();
                 return Err(RunError { what, evidence: String::new(), source: Some(error) });
             }
             match ended {

@@ -63,6 +63,10 @@ impl Passes {
         Self(engine)
     }
 
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.0
+    }
+
     /// From now on passes wait at their start until they are told to go on.
     pub fn gate(&self) {
         self.0.change(|registry| registry.passes.gated = true);
