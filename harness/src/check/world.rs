@@ -244,7 +244,8 @@ impl World {
             let acted = self.director.environment(chance).await;
             let commits = self.lag.observed();
             let choices = self.director.record().chosen().len();
-            self.bare_pass(key, pass()).await;
+            // What the closure does before its first await is part of the pass.
+            self.bare_pass(key, async { pass().await }).await;
             let changed = self.lag.observed() > commits;
             let stale = self.director.was_stale_since(choices);
             chance = Chance::BetweenPasses;

@@ -221,7 +221,10 @@ pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
                 .then(|| engine.schedule.ask(|scheduler| scheduler.fault(&boundary)).flatten());
             match fault.flatten() {
                 Some(ReplyFault::Restart) => {
-                    engine.change(|registry| registry.note(Entry::Fault(Fault::Restart)));
+                    engine.change(|registry| {
+                        registry.note(Entry::Fault(Fault::Restart));
+                        registry.passes.forget();
+                    });
                     engine.restarts.send_modify(|count| *count += 1);
                     std::future::pending::<()>().await;
                 }

@@ -201,6 +201,14 @@ impl Known {
         }
     }
 
+    /// All passes are over with the process that made them; that they end is nothing that happens.
+    pub(super) fn forget(&mut self) {
+        self.waiting.clear();
+        for key in std::mem::take(&mut self.running).into_values() {
+            *self.ended.entry(key).or_default() += 1;
+        }
+    }
+
     fn is_running(&self, number: u32) -> bool {
         self.running.contains_key(&number)
     }

@@ -33,7 +33,7 @@ enum Waits {
 }
 
 async fn set_up(world: SetUp) -> Result<()> {
-    for (name, data) in [("wanted", json!({"size": "1"})), ("status", json!({"reached": "1"}))] {
+    for (name, data) in [("wanted", json!({"size": "1"})), ("status", json!({}))] {
         let metadata = json!({"name": name, "labels": {"app": "demo"}});
         let map = serde_json::from_value(json!({"metadata": metadata, "data": data}))?;
         world.api::<ConfigMap>().create(&PostParams::default(), &map).await?;
@@ -57,8 +57,12 @@ async fn process(world: World, patch: Value, waits: Waits) -> Result<(), BoxErro
     let (maps, apply) = (world.api::<ConfigMap>(), PatchParams::default());
     let barrier = barrier(&world).await?;
     let pass = async {
-        let before = maps.get("wanted").await?;
-        let written = maps.patch("wanted", &apply, &Patch::Merge(&patch)).await?;
+        // A vandal may have been faster.
+        let Some(before) = maps.get_opt("wanted").await? else { return Ok(()) };
+        let written = match maps.patch("wanted", &apply, &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+            written => written?,
+        };
         let awaited = match waits {
             Waits::ForItsWrite => Some(barrier.wrote(&written)?),
             Waits::ForTheVersionBefore => Some(barrier.wrote(&before)?),
