@@ -12,6 +12,7 @@ mod finding;
 mod flips;
 mod ground;
 mod oracles;
+mod reduction;
 mod run;
 mod scenario;
 mod truth;
@@ -67,6 +68,7 @@ pub struct Check {
     parallel: usize,
     shard: Option<Shard>,
     keep_going: bool,
+    every_moment: bool,
     files: Files,
 }
 
@@ -81,6 +83,7 @@ impl Check {
             parallel: 4,
             shard: None,
             keep_going: false,
+            every_moment: false,
             files: Files::default(),
         }
     }
@@ -135,6 +138,13 @@ impl Check {
         self
     }
 
+    /// Lets actors act at every moment, also where a later one leads to the same. To see that the reduction leaves
+    /// nothing out.
+    pub fn at_every_moment(mut self) -> Self {
+        self.every_moment = true;
+        self
+    }
+
     /// Reads and writes no files: for a scenario that is meant to fail.
     pub fn without_files(mut self) -> Self {
         self.files.off = true;
@@ -184,6 +194,8 @@ impl Check {
         forked: Runs<'_>,
     ) -> Result<Report, CheckError> {
         let file = self.files.regressions_of(&scenario.name);
+        let mut forked = forked;
+        forked.every_moment = self.every_moment;
         let mut search = self.search(scenario)?;
         if let Some(file) = &file {
             let saved = Regressions::read(file).map_err(files::regressions)?;
@@ -270,7 +282,15 @@ impl Default for Check {
 }
 
 fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a> {
-    Runs { ground, scenario, from, flip: None, looker: None, ends: Arc::default() }
+    Runs {
+        ground,
+        scenario,
+        from,
+        flip: None,
+        looker: None,
+        every_moment: false,
+        ends: Arc::default(),
+    }
 }
 
 /// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks

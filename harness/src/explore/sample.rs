@@ -136,6 +136,7 @@ impl Sample {
             runs: u64::try_from(seen.len()).unwrap_or(u64::MAX) - impossible,
             failures: u64::try_from(failures.len()).unwrap_or(u64::MAX),
             impossible,
+            redundant: 0,
             points,
             naive,
             elapsed: elapsed(),

@@ -3,6 +3,7 @@
 mod barrier;
 mod crash;
 mod duplicates;
+mod placements;
 mod read_own_write;
 mod time_travel;
 mod unobserved;
