@@ -46,6 +46,7 @@ struct State {
     /// How many steps each actor has made.
     made: Vec<usize>,
     in_pass: bool,
+    waited: bool,
     chances: Vec<(usize, Moment)>,
     error: Option<BoxError>,
 }
@@ -72,7 +73,8 @@ impl Director {
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
         let made = vec![0; scenario.actors.len()];
-        let state = State { choices, made, in_pass: false, chances: Vec::new(), error: None };
+        let (in_pass, waited, chances) = (false, false, Vec::new());
+        let state = State { choices, made, in_pass, waited, chances, error: None };
         Self {
             shared: Arc::new(Shared {
                 lag: lag.clone(),
@@ -108,6 +110,11 @@ impl Director {
     /// The moments at which actors could have acted, each with the number of notes that had been taken then.
     pub(super) fn chances(&self) -> Vec<(usize, Moment)> {
         self.lock().chances.clone()
+    }
+
+    /// Whether a pass has waited for what a stream shows, which no read in the record tells.
+    pub(super) fn has_waited(&self) -> bool {
+        self.lock().waited
     }
 
     /// What kept an actor from doing its step.
@@ -258,6 +265,7 @@ impl Scheduler for Director {
     }
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
+        self.lock().waited |= boundary.wait.is_some();
         // Before a pass everybody has had a chance already.
         if boundary.pass.is_some() || !self.lock().in_pass || self.shared.actors.is_empty() {
             return Box::pin(std::future::ready(()));

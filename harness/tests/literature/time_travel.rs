@@ -81,7 +81,7 @@ fn any_state() -> watcher::Config {
 async fn a_restart_that_lists_the_past_deletes_the_new_object_unless_it_says_which() -> Result<()> {
     let plane = crate::plane().await?;
     let finding = crate::found(&plane, scenario(any_state(), false).with_restarts()).await?;
-    let token = "write@f1:restart,configmaps@i1:-1";
+    let token = "write@f1:restart,configmaps@i1:-1,configmaps@t1:-2";
     crate::expect(&finding, "uid care", Needs::Staleness, token)?;
     // With consistent lists there is no way back in time; without a restart there is none either.
     let consistent = watcher::Config::default();
@@ -101,7 +101,7 @@ async fn a_relist_of_a_streaming_list_is_as_bad() -> Result<()> {
         scenario(streaming, by_uid).with_relists().with_restarts()
     };
     let finding = crate::found(&plane, forgetful(false)).await?;
-    println!("{}", finding.token);
+    println!("TOKEN {}", finding.token);
     crate::passes(&plane, forgetful(true)).await?;
     plane.stop().await?;
     Ok(())
