@@ -38,7 +38,7 @@ pub(in crate::lag) struct Replay {
 impl Stream {
     /// Keeps the log of the incarnation that ends, if its state was known as a whole.
     pub(super) fn archive(&mut self) {
-        let received = self.received_resource_version().map(str::to_owned);
+        let received = self.known_up_to().map(str::to_owned);
         let log = std::mem::take(&mut self.log);
         if let (true, Some(received)) = (self.whole, received) {
             self.past.push(Past { log, received });
@@ -108,10 +108,18 @@ impl Stream {
         Some(Retained { objects, kind: self.kind.clone(), after })
     }
 
+    /// Up to where the log knows everything: also what waited when the watch was ended, whose frames are gone.
+    fn known_up_to(&self) -> Option<&str> {
+        let received = self.received_resource_version()?;
+        let last = self.log.resource_version_at(self.log.len()).unwrap_or(received);
+        let is_later = compare_resource_versions(last, received).is_some_and(Ordering::is_gt);
+        Some(if is_later { last } else { received })
+    }
+
     /// The logs with what was received of each, the newest first.
     fn logs(&self) -> impl Iterator<Item = (&Log, &str)> {
         let present = (self.whole && self.initial_complete())
-            .then(|| Some((&self.log, self.received_resource_version()?)))
+            .then(|| Some((&self.log, self.known_up_to()?)))
             .flatten();
         present.into_iter().chain(self.past.iter().rev().map(|past| (&past.log, &*past.received)))
     }

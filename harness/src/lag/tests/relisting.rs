@@ -100,6 +100,27 @@ async fn a_relist_at_an_earlier_state_travels_back_in_time() {
 }
 
 #[tokio::test]
+async fn what_waited_when_a_watch_expired_comes_once_after_a_relist_of_the_past() {
+    for config in [any(), streaming()] {
+        let fixture = fixture(config).await;
+        let cache = fixture.lag.stream::<ConfigMap>();
+        let first = fixture.put("a", "1");
+        cache.shown(&first).await.unwrap();
+        cache.hold();
+        let waiting = fixture.put("a", "2");
+        cache.received(&waiting).await.unwrap();
+        cache.relist_from(&first).await.unwrap();
+        let newer = fixture.put("a", "3");
+        cache.received(&newer).await.unwrap();
+        assert_eq!(cache.behind().unwrap(), 2, "{}", fixture.lag);
+        cache.release_one().await.unwrap();
+        assert_eq!(names(&fixture), ["a=2"]);
+        cache.release_one().await.unwrap();
+        assert_eq!(names(&fixture), ["a=3"]);
+    }
+}
+
+#[tokio::test]
 async fn the_state_comes_from_the_server_at_exactly_that_version() {
     let server = Server::new();
     let old = server.put("configmaps", NAMESPACE, "a", data("1"));
