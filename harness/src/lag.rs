@@ -74,6 +74,7 @@ mod streams;
 pub(crate) mod tap;
 mod upstream;
 mod verbs;
+mod waits;
 mod wire;
 mod worlds;
 
@@ -82,7 +83,7 @@ mod tests;
 
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
-    boundary::{Boundary, ReplyFault, Scheduler},
+    boundary::{Boundary, ReplyFault, Scheduler, Wait},
     cache::{Cache, ReadLog},
     choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     explore,
     lag::{
-        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError,
+        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError, Wait,
         model::{Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Run, StreamDescription},
     },
 };
@@ -35,6 +35,7 @@ struct Shared {
     acting: Acting,
     actors: Vec<Actor>,
     restarts: bool,
+    relists: bool,
     lost_replies: bool,
     state: Mutex<State>,
     record: ChoiceRecord,
@@ -45,6 +46,7 @@ struct State {
     /// How many steps each actor has made.
     made: Vec<usize>,
     in_pass: bool,
+    waited: bool,
     chances: Vec<(usize, Moment)>,
     error: Option<BoxError>,
 }
@@ -71,13 +73,15 @@ impl Director {
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
         let made = vec![0; scenario.actors.len()];
-        let state = State { choices, made, in_pass: false, chances: Vec::new(), error: None };
+        let (in_pass, waited, chances) = (false, false, Vec::new());
+        let state = State { choices, made, in_pass, waited, chances, error: None };
         Self {
             shared: Arc::new(Shared {
                 lag: lag.clone(),
                 acting,
                 actors: scenario.actors.clone(),
                 restarts: scenario.restarts,
+                relists: scenario.relists,
                 lost_replies: scenario.lost_replies,
                 state: Mutex::new(state),
                 record,
@@ -106,6 +110,11 @@ impl Director {
     /// The moments at which actors could have acted, each with the number of notes that had been taken then.
     pub(super) fn chances(&self) -> Vec<(usize, Moment)> {
         self.lock().chances.clone()
+    }
+
+    /// Whether a pass has waited for what a stream shows, which no read in the record tells.
+    pub(super) fn has_waited(&self) -> bool {
+        self.lock().waited
     }
 
     /// What kept an actor from doing its step.
@@ -151,6 +160,19 @@ impl Director {
         }
         self.lock().error = Some("the actors of the scenario go on for ever at one point".into());
         acted
+    }
+
+    /// Lets the server forget the resource version of each watch, if the search says so.
+    pub(super) async fn relists(&self) {
+        if !self.shared.relists {
+            return;
+        }
+        for stream in self.shared.lag.watching() {
+            let hit = self.lock().choices.relist(&stream);
+            if hit && let Err(error) = self.shared.lag.relist(&stream).await {
+                self.lock().error.get_or_insert_with(|| error.into());
+            }
+        }
     }
 
     async fn chance_of(&self, index: usize, chance: Chance) -> bool {
@@ -243,13 +265,18 @@ impl Scheduler for Director {
     }
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
+        self.lock().waited |= boundary.wait.is_some();
         // Before a pass everybody has had a chance already.
-        if boundary.request.is_none() || !self.lock().in_pass || self.shared.actors.is_empty() {
+        if boundary.pass.is_some() || !self.lock().in_pass || self.shared.actors.is_empty() {
             return Box::pin(std::future::ready(()));
         }
+        let chance = match boundary.wait {
+            Some(Wait::GoesOn) => Chance::NothingElse,
+            _ => Chance::WithinAPass,
+        };
         let this = self.clone();
         Box::pin(async move {
-            Self::environment(&this, Chance::WithinAPass).await;
+            Self::environment(&this, chance).await;
         })
     }
 
@@ -265,6 +292,10 @@ impl Scheduler for Director {
 
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         self.lock().choices.not_taken(boundary, stream, error);
+    }
+
+    fn all_released(&mut self) {
+        self.lock().choices.all_released();
     }
 
     fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {

@@ -320,6 +320,7 @@ fn exclusions(scenario: &Scenario) -> Vec<&'static str> {
     if !scenario.restarts {
         exclusions.push("restarts");
     }
+    exclusions.push(if scenario.relists { "relists within a pass" } else { "relists" });
     if !scenario.lost_replies {
         exclusions.push("lost replies");
     }

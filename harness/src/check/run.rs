@@ -23,7 +23,7 @@ use crate::{
     explore::{Choices, Ending, Outcome, Subject},
     lag::{
         Requests,
-        model::{self, Action, PointId, Run, Step, Violation},
+        model::{self, Action, ListEnd, PointId, Run, Step, Verb, Violation},
     },
 };
 
@@ -103,7 +103,7 @@ impl Runs<'_> {
             world.end().await;
             director.leave_pass();
             if let Some(error) = director.take_error() {
-                let what = "an actor of the scenario could not act".to_owned();
+                let what = "what the scenario says could not be done".to_owned();
                 return Err(RunError { what, evidence: String::new(), source: Some(error) });
             }
             match ended {
@@ -134,7 +134,7 @@ impl Runs<'_> {
             .map(|((_, moment), step)| Moment { step, ..moment })
             .collect();
         // Before the judgement, which adds a step.
-        let redundant = match self.every_moment {
+        let redundant = match self.every_moment || ran.director.has_waited() {
             true => BTreeSet::new(),
             false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
         };
@@ -187,7 +187,8 @@ fn add_violation(run: &mut Run, violation: Violation) -> Ending {
 }
 
 /// What two runs of one schedule have in common: all from the first pass on. How the process gets its streams
-/// open is not scheduled.
+/// open is not scheduled. And the version of a list is one of the whole server, to which other worlds write too; what
+/// the list has in it is compared.
 pub(super) fn trace(run: &Run) -> Vec<String> {
     let first = run.steps.iter().position(|step| matches!(step.action, Action::PassStart(_)));
     let first = first.unwrap_or_default();
@@ -198,6 +199,17 @@ pub(super) fn trace(run: &Run) -> Vec<String> {
             request.sent = request.sent.saturating_sub(first);
             // Numbers count the lists and watches of the beginning too.
             request.request.number = 0;
+        }
+        match &mut step.action {
+            Action::Request(step) if matches!(step.request.verb, Verb::List | Verb::Watch) => {
+                step.request.resource_version_answered = None;
+                if step.request.verb == Verb::Watch {
+                    step.request.resource_version_asked = None;
+                }
+            }
+            Action::ListEnd(ListEnd { resource_version, .. })
+            | Action::Resume { resource_version, .. } => resource_version.clear(),
+            _ => {}
         }
     }
     model::normalised(&part)

@@ -56,6 +56,7 @@ pub struct Scenario {
     pub(super) actors: Vec<Actor>,
     pub(super) oracles: Oracles,
     pub(super) restarts: bool,
+    pub(super) relists: bool,
     pub(super) lost_replies: bool,
     pub(super) passes: u32,
     pub(super) deadline: Duration,
@@ -80,6 +81,7 @@ impl Scenario {
             actors: Vec::new(),
             oracles: Oracles::default(),
             restarts: false,
+            relists: false,
             lost_replies: false,
             passes: 30,
             deadline: Duration::from_secs(60),
@@ -110,6 +112,17 @@ impl Scenario {
     /// The process may end before the reply to any of its writes, and begins anew. Off unless said.
     pub fn with_restarts(mut self) -> Self {
         self.restarts = true;
+        self
+    }
+
+    /// The server may forget the resource version of any watch between two passes, so that its client lists anew.
+    /// Off unless said.
+    ///
+    /// A list that asks for any state, as with [`streaming_lists`](kube::runtime::watcher::Config::streaming_lists),
+    /// can then show an earlier one; all others skip what they had not been shown yet. A client's own back-off
+    /// takes its time; stores that are made by [`World::store`] have a short one.
+    pub fn with_relists(mut self) -> Self {
+        self.relists = true;
         self
     }
 

@@ -1,5 +1,5 @@
 //! Boundaries: the moments at which a scheduler says what each stream shows: before a reply is handed back,
-//! and before a pass begins.
+//! before a pass begins, and while one waits.
 //!
 //! A request has taken effect and its events have been received; its caller does not know yet. Between two replies a
 //! sequential pass does nothing but cached reads, so if streams move here and nowhere else, every
@@ -54,7 +54,8 @@ pub trait Scheduler: Send {
     ///
     /// Asked for each held, open stream in which something waits, in the order in which they were opened, those
     /// that only trigger passes last. Streams that are read through a [`Cache`](super::Cache) are left
-    /// out: they move by their reads. More than there are means all.
+    /// out, but where a pass waits: they move by their reads. More than there are means all. Not asked
+    /// where a wait [goes on](Wait::GoesOn): everything is released then.
     fn release(
         &mut self,
         boundary: &Boundary,
@@ -68,6 +69,9 @@ pub trait Scheduler: Send {
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         tracing::debug!(%boundary, %stream, %error, "a release was not taken in");
     }
+
+    /// Says that everything has been released without asking: no stream is behind any more.
+    fn all_released(&mut self) {}
 
     /// Which of the distinct `answers` a cached read gets; they run from the newest to that of the present
     /// position. Only asked where there are two or more.
@@ -107,16 +111,28 @@ pub(super) enum Reached {
     Lost,
 }
 
-/// The moment before a reply is handed back, or before a pass begins.
+/// How far a [wait](super::Passes::wait_for) inside a pass has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Wait {
+    /// It has just begun.
+    Begins,
+    /// What has happened since was not enough: whatever can happen by itself does now.
+    GoesOn,
+}
+
+/// The moment before a reply is handed back, before a pass begins, or while one waits.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Boundary {
-    /// Counts the boundaries of its kind since the scheduler was set, from 1.
+    /// Counts the boundaries of its kind since the scheduler was set, from 1; replies and waits together.
     pub number: u64,
-    /// The request, with what came of it so far; `None` before a pass.
+    /// The request, with what came of it so far; `None` before a pass and in a wait.
     pub request: Option<Request>,
     /// The key of the pass that is about to begin.
     pub pass: Option<String>,
+    /// The wait, where it is one.
+    pub wait: Option<Wait>,
 }
 
 impl fmt::Display for Boundary {
@@ -127,7 +143,7 @@ impl fmt::Display for Boundary {
                 write!(f, "boundary {} after #{number} {verb} {}", self.number, request.target())
             }
             (None, Some(key)) => write!(f, "the start of pass {} of {key}", self.number),
-            (None, None) => write!(f, "boundary {}", self.number),
+            (None, None) => write!(f, "boundary {}, a wait", self.number),
         }
     }
 }
@@ -199,12 +215,16 @@ pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
                 && request.answered_by == AnsweredBy::Server
                 && matches!(request.outcome, Outcome::Status(200..=299));
             let count = engine.schedule.next_boundary();
-            let boundary = Boundary { number: count, request: Some(request), pass: None };
+            let boundary =
+                Boundary { number: count, request: Some(request), pass: None, wait: None };
             let fault = took_effect
                 .then(|| engine.schedule.ask(|scheduler| scheduler.fault(&boundary)).flatten());
             match fault.flatten() {
                 Some(ReplyFault::Restart) => {
-                    engine.change(|registry| registry.note(Entry::Fault(Fault::Restart)));
+                    engine.change(|registry| {
+                        registry.note(Entry::Fault(Fault::Restart));
+                        registry.passes.forget();
+                    });
                     engine.restarts.send_modify(|count| *count += 1);
                     std::future::pending::<()>().await;
                 }
@@ -226,26 +246,39 @@ pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
 pub(super) async fn reach_pass(engine: &Arc<Engine>, key: &str) {
     if engine.schedule.is_set() {
         let number = engine.schedule.next_pass();
-        let boundary = Boundary { number, request: None, pass: Some(key.to_owned()) };
+        let boundary = Boundary { number, request: None, pass: Some(key.to_owned()), wait: None };
         schedule(engine, &boundary).await;
     }
+}
+
+/// What happens while a pass waits. Whether anything did, where the wait goes on.
+pub(super) async fn reach_wait(engine: &Arc<Engine>, wait: Wait) -> bool {
+    // What a wrapped read has shown is where its stream stands.
+    catch_up(engine).await;
+    let number = engine.schedule.next_boundary();
+    let boundary = Boundary { number, request: None, pass: None, wait: Some(wait) };
+    let before = engine.look(Registry::progress);
+    schedule(engine, &boundary).await;
+    engine.look(Registry::progress) != before
 }
 
 async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
     if let Some(environment) = engine.schedule.ask(|scheduler| scheduler.environment(boundary)) {
         environment.await;
     }
+    let forced = boundary.wait == Some(Wait::GoesOn);
     for index in engine.look(Registry::release_order) {
         let asked = engine.look(|registry| {
             let stream = &registry.streams[index];
             let waiting: Vec<Released> = stream.waiting().iter().map(Released::from).collect();
-            let moves =
-                stream.is_held() && stream.connection() == Connection::Open && !stream.wrapped;
+            let by_reads = stream.wrapped && boundary.wait.is_none();
+            let moves = stream.is_held() && stream.connection() == Connection::Open && !by_reads;
             (moves && !waiting.is_empty()).then(|| (stream.describe(), waiting))
         });
         let Some((stream, waiting)) = asked else { continue };
-        let chosen = engine.schedule.ask(|scheduler| {
-            (scheduler.release(boundary, &stream, &waiting), scheduler.last_point())
+        let chosen = engine.schedule.ask(|scheduler| match forced {
+            true => (waiting.len(), None),
+            false => (scheduler.release(boundary, &stream, &waiting), scheduler.last_point()),
         });
         let Some((count, point)) = chosen else { continue };
         let count = count.min(waiting.len());
@@ -257,6 +290,9 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
         if let Err(error) = selector.release_waiting(index, count).await {
             engine.schedule.ask(|scheduler| scheduler.not_taken(boundary, &stream, error));
         }
+    }
+    if forced {
+        engine.schedule.ask(|scheduler| scheduler.all_released());
     }
 }
 

@@ -72,6 +72,12 @@ impl<C: Chooser> Choices<C> {
         self.choose(id, menu)
     }
 
+    /// Whether the server tells the client of a stream that it knows its resource version no more.
+    pub(crate) fn relist(&mut self, stream: &StreamDescription) -> bool {
+        let subject = self.subject(&stream.identity, stream.instance);
+        self.decide(&subject, Kind::Fault, vec![Alt::freshest(), Alt::other("relist", 1)]) > 0
+    }
+
     fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
         // Menus are made below: not empty, the first free, the labels distinct.
         let Ok(point) = Point::new(id, menu) else { return 0 };
@@ -131,6 +137,10 @@ impl<C: Chooser> Scheduler for Choices<C> {
         let subject = self.subject(&stream.identity, stream.instance);
         let id = at_boundary(boundary, &subject);
         self.record.lock().impossible.push((id, error.to_string()));
+    }
+
+    fn all_released(&mut self) {
+        self.behind.clear();
     }
 
     fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {

@@ -63,6 +63,10 @@ impl Passes {
         Self(engine)
     }
 
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.0
+    }
+
     /// From now on passes wait at their start until they are told to go on.
     pub fn gate(&self) {
         self.0.change(|registry| registry.passes.gated = true);
@@ -193,6 +197,14 @@ impl Known {
     fn end(&mut self, number: u32) {
         self.waiting.remove(&number);
         if let Some(key) = self.running.remove(&number) {
+            *self.ended.entry(key).or_default() += 1;
+        }
+    }
+
+    /// All passes are over with the process that made them; that they end is nothing that happens.
+    pub(super) fn forget(&mut self) {
+        self.waiting.clear();
+        for key in std::mem::take(&mut self.running).into_values() {
             *self.ended.entry(key).or_default() += 1;
         }
     }

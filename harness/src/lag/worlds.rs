@@ -7,7 +7,7 @@ use super::{
     engine::Registry,
     error::{StreamError, StreamErrorKind},
     filter::Filter,
-    model::Connection,
+    model::{Connection, StreamDescription},
     selector::StreamSelector,
     streams::Stream,
 };
@@ -93,7 +93,22 @@ impl Lag {
             let selector = StreamSelector::<()>::from_filter(self.engine.clone(), filter);
             selector.release_what_waits().await?;
         }
+        self.engine.schedule.ask(|scheduler| scheduler.all_released());
         Ok(())
+    }
+
+    /// The streams that a relist can hit now, in the order in which they were opened.
+    pub(crate) fn watching(&self) -> Vec<StreamDescription> {
+        self.engine.look(|registry| {
+            let open = registry.open_watches().map(|(index, _)| &registry.streams[index]);
+            open.filter(|stream| stream.view().ready).map(Stream::describe).collect()
+        })
+    }
+
+    /// Makes the client of one stream list anew; see [`StreamSelector::relist`].
+    pub(crate) async fn relist(&self, stream: &StreamDescription) -> Result<(), StreamError> {
+        let filter = Filter::exactly(&stream.identity, stream.instance);
+        StreamSelector::<()>::from_filter(self.engine.clone(), filter).relist().await
     }
 
     /// Ends everything of ours: nobody is asked any more, nothing is followed any more.
