@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Query, Release, RequestStep, Run, Seen, Source, Verb,
+    Action, Author, CachedRead, Fault, Query, Release, RequestStep, Run, Seen, Site, Source, Verb,
 };
 
 /// One numbered line about one step.
@@ -51,7 +51,7 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
     let mut lines = Vec::new();
     for (index, step) in run.steps.iter().enumerate() {
         let line = match &step.action {
-            Action::Request(request) => of_request(request),
+            Action::Request(request) => of_request(run, request),
             Action::Read(read) => Some(of_read(run, read)),
             Action::Release(release) => of_release(run, release),
             Action::Environment(step) => Some(Line {
@@ -111,7 +111,7 @@ fn blank(kind: LineKind, what: &str, how: &str) -> Line {
     }
 }
 
-fn of_request(step: &RequestStep) -> Option<Line> {
+fn of_request(run: &Run, step: &RequestStep) -> Option<Line> {
     let request = &step.request;
     if request.verb == Verb::Watch {
         return None; // what it delivers is in the releases
@@ -126,6 +126,7 @@ fn of_request(step: &RequestStep) -> Option<Line> {
         .resource_version_answered
         .as_deref()
         .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}"));
+    let version = if changed_nothing(run, step) { format!("no change, {version}") } else { version };
     let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
     let flipped = if kind == LineKind::StaleRead { "   answered from the view" } else { "" };
     Some(Line {
@@ -134,6 +135,24 @@ fn of_request(step: &RequestStep) -> Option<Line> {
         outcome: format!("{arrow} {version}{}{flipped}", generation(&step.reply)),
         ..blank(kind, what, how)
     })
+}
+
+/// Whether a write left its object at the revision that it had before the write was sent: the server commits nothing
+/// then, and no stream shows anything.
+fn changed_nothing(run: &Run, step: &RequestStep) -> bool {
+    let request = &step.request;
+    let (true, [seen]) = (request.verb.is_write(), step.reply.as_slice()) else { return false };
+    let resource = match &*request.group {
+        "" => request.resource.clone(),
+        group => format!("{}.{group}", request.resource),
+    };
+    !matches!(request.verb, Verb::Delete | Verb::DeleteCollection)
+        && run.history.iter().any(|commit| {
+            commit.resource == resource
+                && commit.key == seen.key
+                && commit.resource_version == seen.resource_version
+                && commit.step.is_none_or(|committed| committed < step.sent)
+        })
 }
 
 fn verb(verb: Verb, subresource: Option<&str>) -> (&'static str, &str) {
@@ -171,10 +190,23 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
     };
     Line {
         target,
-        site: read.site.as_ref().map_or_else(String::new, ToString::to_string),
+        site: read.site.as_ref().map_or_else(String::new, place),
         outcome: format!("<- {answer}{behind}"),
         ..blank(kind, "CACHE", &how)
     }
+}
+
+/// A place in the source. The compiler names files of a workspace relative to it, and those of other packages by their
+/// whole path: of such a path the package and what is below it say enough.
+fn place(site: &Site) -> String {
+    let Site { file, line } = site;
+    if !file.starts_with('/') {
+        return format!("{file}:{line}");
+    }
+    let parts: Vec<_> = file.split('/').collect();
+    let is_root = |part: &&str| matches!(*part, "src" | "tests" | "examples" | "benches");
+    let package = parts.iter().rposition(is_root).map_or(parts.len().saturating_sub(2), |at| at - 1);
+    format!("{}:{line}", parts[package..].join("/"))
 }
 
 /// A delivery that was chosen: with it the client's view moves.
@@ -211,5 +243,40 @@ fn generation(seen: &[Seen]) -> String {
             .generation
             .map_or_else(String::new, |generation| format!(" (generation {generation})")),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::finding;
+    use super::*;
+
+    #[test]
+    fn a_write_that_changed_nothing_is_told_as_that() {
+        let mut run = finding().run;
+        let outcome = |run: &Run| lines(run)[0].outcome.clone();
+        assert_eq!(outcome(&run), "-> rv 1042 (generation 2)");
+        // The set was at 1038 before the apply, and is afterwards.
+        let Action::Request(apply) = &mut run.steps[0].action else { panic!("{run:?}") };
+        apply.reply[0].resource_version = "1038".to_owned();
+        apply.request.resource_version_answered = Some("1038".to_owned());
+        assert_eq!(outcome(&run), "-> no change, rv 1038 (generation 2)");
+        // What the write itself has committed is not there before it.
+        run.history[0].step = Some(0);
+        assert_eq!(outcome(&run), "-> rv 1038 (generation 2)");
+    }
+
+    #[test]
+    fn a_place_is_named_from_its_package_on() {
+        for (file, expected) in [
+            ("tasks/observe.rs", "tasks/observe.rs:7"),
+            ("/home/me/app/src/tasks/observe.rs", "app/src/tasks/observe.rs:7"),
+            ("/home/src/app-1.2.3/tests/it/main.rs", "app-1.2.3/tests/it/main.rs:7"),
+            ("/generated/a/b.rs", "a/b.rs:7"),
+            ("/src/main.rs", "/src/main.rs:7"),
+            ("/b.rs", "/b.rs:7"),
+        ] {
+            assert_eq!(place(&Site { file: file.to_owned(), line: 7 }), expected);
+        }
     }
 }

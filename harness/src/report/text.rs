@@ -2,19 +2,27 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::lines::{Line, LineKind, author, by_request, events, lines};
-use crate::lag::model::{Finding, Needs};
+use crate::lag::model::{Confirmation, Finding, Needs};
 
 /// So many lines are shown in full; beyond them the steps that explain nothing are counted only.
 const SHOWN_IN_FULL: usize = 24;
 
+/// What is wider goes on in another line, except what is to be pasted.
+const WIDTH: usize = 100;
+
 /// How a person runs the finding again.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Replay {
     /// The command, such as `cargo test image_is_never_stamped_early`; empty: none is known.
     pub command: String,
     /// The file that the token was saved in.
     pub saved: Option<String>,
+    /// The page with the picture and all runs.
+    #[serde(default)]
+    pub page: Option<String>,
 }
 
 /// The text of a failure, several lines without a final line break.
@@ -31,22 +39,31 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
         _ => "failure",
     };
     // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "{what}: {oracle:?}   found in run {} of {}, {}, {:.1} s",
-        finding.found_in_run,
-        finding.verdict.runs,
-        finding.verdict.completeness,
-        finding.verdict.elapsed.as_secs_f64(),
+    let verdict = &finding.verdict;
+    let shard = verdict.shard.map_or_else(String::new, |shard| format!(" (shard {shard})"));
+    let found = match finding.found_in_run {
+        0 => "found again by a saved token".to_owned(),
+        run => format!("found in run {run} of {}{shard}", verdict.runs),
+    };
+    let found = format!(
+        "{found}, {}, {:.1} s",
+        verdict.completeness,
+        verdict.elapsed.as_secs_f64()
     );
+    let head = format!("{what}: {oracle:?}");
+    let gap = if fits(&head, "   ", &found) { "   " } else { "\n  " };
+    let _ = write!(text, "{head}{gap}{found}");
     let _ = write!(text, "\n  {}", summary(finding, &lines));
     let left_out = if lines.len() > SHOWN_IN_FULL {
         lines.iter().filter(|line| !line.kind.explains()).count()
     } else {
         0
     };
-    for line in lines.iter().filter(|line| left_out == 0 || line.kind.explains()) {
-        let _ = write!(text, "\n  {}", row(line));
+    let shown: Vec<_> =
+        lines.iter().filter(|line| left_out == 0 || line.kind.explains()).collect();
+    let columns = Columns::of(&shown);
+    for line in shown {
+        let _ = write!(text, "\n{}", columns.row(line));
     }
     if left_out > 0 {
         let _ = write!(text, "\n  ({left_out} reads that were fresh are left out)");
@@ -92,15 +109,41 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     if !repairs.is_empty() {
         let _ = write!(text, "\n  passes if: {}", repairs.join("  |  "));
     }
-    if !finding.verdict.exclusions.is_empty() {
-        let _ =
-            write!(text, "\n  left out of the search: {}", finding.verdict.exclusions.join(", "));
+    match &finding.confirmed {
+        Confirmation::ThroughApi { runs } => {
+            let _ = write!(
+                text,
+                "\n  confirmed: the same in {runs} of {runs} runs from nothing, through the API"
+            );
+        }
+        Confirmation::ForkOnly => text.push_str(
+            "\n  NOT confirmed: it fails in worlds forked in etcd, and not in one made through the API",
+        ),
+        Confirmation::Diverged { step, first, second } => {
+            let side = |text: &str| if text.is_empty() { "its end".to_owned() } else { text.to_owned() };
+            let _ = write!(
+                text,
+                "\n  NOT confirmed: made again through the API, step {} of the trace differs, so the code under \
+                 test is not deterministic\n    in the search: {}\n    made again:    {}",
+                step + 1,
+                side(first),
+                side(second),
+            );
+        }
+        _ => {}
+    }
+    if !verdict.exclusions.is_empty() {
+        let list = verdict.exclusions.join(", ");
+        let _ = write!(text, "\n{}", wrapped("  left out of the search: ", &list));
     }
     if !finding.token.is_empty() {
         let _ = write!(text, "\n  replay: LAGGARD_REPLAY='{}' {}", finding.token, replay.command);
     }
     if let Some(saved) = &replay.saved {
         let _ = write!(text, "\n  saved:  {saved}");
+    }
+    if let Some(page) = &replay.page {
+        let _ = write!(text, "\n  page:   {page}");
     }
     text
 }
@@ -122,44 +165,181 @@ fn summary(finding: &Finding, lines: &[Line]) -> String {
     }
 }
 
-fn row(line: &Line) -> String {
-    let number = format!("#{}", line.number);
-    let row = format!(
-        "{number:<4}{:<9}{:<8}{:<30}{:<26}{}",
-        line.what, line.how, line.target, line.site, line.outcome
-    );
-    row.trim_end().to_owned()
+/// How wide the columns of the steps are: as their longest entry, so that none runs into the next.
+struct Columns {
+    number: usize,
+    what: usize,
+    how: usize,
+    target: usize,
+    site: usize,
+}
+
+impl Columns {
+    fn of(lines: &[&Line]) -> Self {
+        let widest = |text: fn(&Line) -> &str, of: &dyn Fn(&Line) -> bool| {
+            let lines = lines.iter().filter(|line| of(line));
+            lines.map(|line| text(line).chars().count()).max().unwrap_or(0)
+        };
+        // What an oracle is called, or an actor does, may be a whole sentence.
+        let named = |line: &Line| {
+            !matches!(line.kind, LineKind::Actor | LineKind::Fault | LineKind::Violation)
+        };
+        Self {
+            number: lines.iter().map(|line| line.number.to_string().len() + 1).max().unwrap_or(0),
+            what: widest(|line| &line.what, &|_| true),
+            how: widest(|line| &line.how, &named),
+            target: widest(|line| &line.target, &named),
+            site: widest(|line| &line.site, &named),
+        }
+    }
+
+    /// One step; its outcome in another line if it would be too wide.
+    fn row(&self, line: &Line) -> String {
+        let number = format!("#{}", line.number);
+        let Self { number: numbers, what, how, target, site } = *self;
+        let head = match line.kind {
+            LineKind::Violation => {
+                format!("  {number:<numbers$}  {}  {}", line.what, line.target)
+            }
+            LineKind::Actor | LineKind::Fault => {
+                format!("  {number:<numbers$}  {:<what$}  {}  {}", line.what, line.how, line.target)
+            }
+            _ => format!(
+                "  {number:<numbers$}  {:<what$}  {:<how$}  {:<target$}  {:<site$}",
+                line.what, line.how, line.target, line.site
+            ),
+        };
+        let indent = " ".repeat(2 + numbers + 2);
+        let outcome = line.outcome.replace('\n', &format!("\n{indent}"));
+        if outcome.is_empty() || fits(&head, "  ", outcome.lines().next().unwrap_or_default()) {
+            format!("{head}  {outcome}").trim_end().to_owned()
+        } else {
+            format!("{}\n{indent}{outcome}", head.trim_end())
+        }
+    }
+}
+
+fn fits(head: &str, gap: &str, tail: &str) -> bool {
+    [head, gap, tail].map(|text| text.chars().count()).iter().sum::<usize>() <= WIDTH
+}
+
+/// Words in as many lines as they need.
+fn wrapped(head: &str, words: &str) -> String {
+    let mut text = head.trim_end().to_owned();
+    let mut width = text.chars().count();
+    for word in words.split(' ') {
+        let length = word.chars().count();
+        if width + 1 + length > WIDTH {
+            text.push_str("\n   ");
+            width = 3;
+        }
+        text.push(' ');
+        text.push_str(word);
+        width += 1 + length;
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::sample::finding;
     use super::*;
+    use crate::lag::model::{Action, Site};
 
     #[test]
     fn the_text_alone_explains_the_race() {
         let replay = Replay {
             command: "cargo test image_is_never_stamped_early".to_owned(),
             saved: Some("laggard-regressions/image_is_never_stamped_early.txt".to_owned()),
+            page: Some("target/laggard/image_is_never_stamped_early.html".to_owned()),
         };
         let text = failure(&finding(), &replay);
         let expected = [
             "staleness race: \"stamped before rollout\"   found in run 7 of 23, \
              exhausted within <= 2 stale reads, 0.4 s",
             "  the all-fresh schedule passes; 1 of 1 cached read must be stale:",
-            "  #1  PATCH    apply   statefulsets/n0               [apply-statefulset]       -> rv 1042 (generation 2)",
-            "  #2  CACHE    get     statefulsets/n0               tasks/observe.rs:61       \
-             <- rv 1038 (generation 1)   1 event behind",
-            "  #3  PATCH    status  seinodes/n0                   [status]                  -> rv 1043",
-            "  #4  VIOLATES         stamped before rollout                                  ** currentImage is v2, \
-             but the pod runs v1",
+            "  #1  PATCH     apply   statefulsets/n0  [apply-statefulset]  -> rv 1042 (generation 2)",
+            "  #2  CACHE     get     statefulsets/n0  tasks/observe.rs:61  <- rv 1038 (generation 1)   1 event behind",
+            "  #3  PATCH     status  seinodes/n0      [status]             -> rv 1043",
+            "  #4  VIOLATES  stamped before rollout  ** currentImage is v2, but the pod runs v1",
             "  legal: #2: statefulsets.apps stream at position 0 of 1; held event rv 1042 MODIFIED by #1",
             "  window: the event must come at least 2.1 ms after the reply to its write",
             "  passes if: #2 is a live read (+1 request)  |  #2 waits for rv 1042",
             "  replay: LAGGARD_REPLAY='statefulsets/n0@r1:-1' cargo test image_is_never_stamped_early",
             "  saved:  laggard-regressions/image_is_never_stamped_early.txt",
+            "  page:   target/laggard/image_is_never_stamped_early.html",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{text}");
+    }
+
+    #[test]
+    fn a_long_entry_never_runs_into_the_next_and_a_long_outcome_has_a_line_of_its_own() {
+        let mut finding = finding();
+        let Action::Read(read) = &mut finding.run.steps[1].action else { panic!("{finding:?}") };
+        let file = format!("controllers/{}.rs", "observe_the_image_".repeat(3));
+        read.site = Some(Site { file: file.clone(), line: 61 });
+        let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
+        violation.text = "the spec and the status differ:\n- v1\n+ v2".to_owned();
+        let text = failure(&finding, &Replay::default());
+        let rows: Vec<_> = text.lines().collect();
+        let expected = [
+            &format!("  #1  PATCH     apply   statefulsets/n0  {:<72}", "[apply-statefulset]"),
+            "      -> rv 1042 (generation 2)",
+            &format!("  #2  CACHE     get     statefulsets/n0  {file}:61"),
+            "      <- rv 1038 (generation 1)   1 event behind",
+            &format!("  #3  PATCH     status  seinodes/n0      {:<72}", "[status]"),
+            "      -> rv 1043",
+            "  #4  VIOLATES  stamped before rollout  ** the spec and the status differ:",
+            "      - v1",
+            "      + v2",
+        ];
+        assert_eq!(rows[2..11], expected.map(str::trim_end), "{text}");
+    }
+
+    #[test]
+    fn what_came_of_making_it_again_is_said() {
+        let mut finding = finding();
+        let said = |finding: &Finding| failure(finding, &Replay::default());
+        finding.confirmed = Confirmation::ThroughApi { runs: 2 };
+        let text = said(&finding);
+        assert!(text.contains("\n  confirmed: the same in 2 of 2 runs from nothing"), "{text}");
+        finding.confirmed = Confirmation::ForkOnly;
+        let text = said(&finding);
+        assert!(text.contains("\n  NOT confirmed: it fails in worlds forked in etcd"), "{text}");
+        let (first, second) = ("GET".to_owned(), String::new());
+        finding.confirmed = Confirmation::Diverged { step: 3, first, second };
+        let text = said(&finding);
+        assert!(text.contains("step 4 of the trace differs"), "{text}");
+        assert!(text.contains("\n    in the search: GET\n    made again:    its end"), "{text}");
+    }
+
+    #[test]
+    fn a_part_and_a_saved_token_say_where_it_was_found() {
+        let mut finding = finding();
+        finding.verdict.shard = Some("2/3".parse().unwrap());
+        let text = failure(&finding, &Replay::default());
+        assert!(text.contains("found in run 7 of 23 (shard 2/3), exhausted"), "{text}");
+        finding.found_in_run = 0;
+        let text = failure(&finding, &Replay::default());
+        assert!(text.contains("found again by a saved token, exhausted"), "{text}");
+    }
+
+    #[test]
+    fn no_line_but_the_command_is_wider_than_a_terminal() {
+        let mut finding = finding();
+        let oracle = "an oracle with a name that says at length what must never be seen anywhere";
+        let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
+        violation.oracle = oracle.to_owned();
+        finding.verdict.exclusions =
+            (1..30).map(|number| format!("exclusion {number}")).collect();
+        let text = failure(&finding, &Replay::default());
+        for line in text.lines().filter(|line| !line.contains("replay:")) {
+            assert!(line.chars().count() <= WIDTH + 2, "{line}");
+        }
+        assert!(text.contains("exclusion\n    5") || text.contains("\n    exclusion"), "{text}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let list = finding.verdict.exclusions.join(", ");
+        assert!(words(&text).join(" ").contains(&list), "{text}");
     }
 
     #[test]

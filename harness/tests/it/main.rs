@@ -5,5 +5,6 @@ mod container;
 mod lag;
 mod life;
 mod readme;
+mod shards;
 mod start;
 mod world;
