@@ -27,6 +27,7 @@ fn part(number: u32, failure: Option<&str>) -> Results {
         runs: 10,
         failures: u64::from(failure.is_some()),
         impossible: 0,
+        redundant: 0,
         points: 4,
         naive: 100,
         elapsed: Duration::from_secs(2),
@@ -77,7 +78,8 @@ fn parts_that_pass_are_one_verdict_and_one_page() {
     let output = merge(&files, &["--out", out.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let said = text(&output.stdout);
-    let expected = "own write: passes, exhausted within <= 2 stale reads: 20 runs for 200 interleavings";
+    let expected =
+        "own write: passes, exhausted within <= 2 stale reads: 20 runs for 200 interleavings";
     assert!(said.starts_with(expected), "{said}");
     let merged = fs::read_to_string(out.join("own-write.json")).unwrap();
     let merged = Results::parse(&merged).unwrap();
@@ -97,7 +99,9 @@ fn failures_of_any_part_are_told_and_are_status_1() {
     let said = text(&output.stdout);
     assert!(said.contains("found in run 3 of 10 (shard 2/2)"), "{said}");
     assert!(said.contains("** two pods") && said.contains("LAGGARD_REPLAY='pods/p2@r1:-1'"));
-    assert!(said.contains("\nown write: fails, not exhausted: stopped at the first failure: 20 runs"));
+    assert!(
+        said.contains("\nown write: fails, not exhausted: stopped at the first failure: 20 runs")
+    );
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4, "only the parts' own files");
 }
 

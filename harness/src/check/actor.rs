@@ -1,6 +1,6 @@
 //! Somebody else who acts while the process under test runs.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use futures::future::BoxFuture;
 use kube::{Api, Client, Resource, core::NamespaceResourceScope};
@@ -39,6 +39,7 @@ pub struct Actor {
     next: Next,
     at_most: Option<usize>,
     by_itself: bool,
+    writes: Option<BTreeSet<String>>,
 }
 
 impl Actor {
@@ -48,7 +49,13 @@ impl Actor {
         name: impl Into<String>,
         next: impl Fn(&Truth, &Acting) -> Option<Step> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), next: Arc::new(next), at_most: None, by_itself: true }
+        Self {
+            name: name.into(),
+            next: Arc::new(next),
+            at_most: None,
+            by_itself: true,
+            writes: None,
+        }
     }
 
     /// One who acts once or never, such as a person who deletes something.
@@ -63,6 +70,22 @@ impl Actor {
     pub fn at_most(mut self, steps: usize) -> Self {
         self.at_most = Some(steps);
         self
+    }
+
+    /// Writes objects of `K`, and, apart from what other calls of this say, no others.
+    ///
+    /// Not needed, and good to say of a disturbance: what writes where nobody looks need not be tried at every
+    /// moment. A step that writes anything else is an error of the scenario.
+    pub fn writing<K: Resource<DynamicType = ()>>(mut self) -> Self {
+        let (group, plural) = (K::group(&()), K::plural(&()));
+        let resource =
+            if group.is_empty() { plural.to_string() } else { format!("{plural}.{group}") };
+        self.writes.get_or_insert_default().insert(resource);
+        self
+    }
+
+    pub(super) fn declared(&self) -> Option<&BTreeSet<String>> {
+        self.writes.as_ref()
     }
 
     /// What it is called in tokens and texts.

@@ -1,11 +1,15 @@
 //! The scheduler of a run: streams, reads, actors and faults, each put to the chooser as a named point.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures::future::BoxFuture;
 
 use super::{
     actor::{Acting, Actor},
+    reduction::Moment,
     scenario::{BoxError, Scenario},
     truth::Truth,
 };
@@ -41,6 +45,7 @@ struct State {
     /// How many steps each actor has made.
     made: Vec<usize>,
     in_pass: bool,
+    chances: Vec<(usize, Moment)>,
     error: Option<BoxError>,
 }
 
@@ -66,7 +71,7 @@ impl Director {
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
         let made = vec![0; scenario.actors.len()];
-        let state = State { choices, made, in_pass: false, error: None };
+        let state = State { choices, made, in_pass: false, chances: Vec::new(), error: None };
         Self {
             shared: Arc::new(Shared {
                 lag: lag.clone(),
@@ -96,6 +101,11 @@ impl Director {
 
     pub(super) fn leave_pass(&self) {
         self.lock().in_pass = false;
+    }
+
+    /// The moments at which actors could have acted, each with the number of notes that had been taken then.
+    pub(super) fn chances(&self) -> Vec<(usize, Moment)> {
+        self.lock().chances.clone()
     }
 
     /// What kept an actor from doing its step.
@@ -157,18 +167,47 @@ impl Director {
             }
             _ => (vec![Alt::freshest(), Alt::other("commit", 1)], 1),
         };
-        let taken = if menu.is_empty() {
-            acts_at
-        } else {
-            self.lock().choices.decide(actor.name(), Kind::Environment, menu)
+        let notes = lag.notes();
+        let (taken, number) = {
+            let mut state = self.lock();
+            let point = (!menu.is_empty()).then(|| self.record().len());
+            let taken = match point {
+                None => acts_at,
+                Some(_) => state.choices.decide(actor.name(), Kind::Environment, menu),
+            };
+            let chance = Moment {
+                actor: index,
+                alternative: point.filter(|_| acts_at > 0).map(|point| (point, acts_at)),
+                step: 0,
+                looked_at: truth.looked_at(),
+                wrote: None,
+                declared: actor.declared().cloned(),
+            };
+            state.chances.push((notes, chance));
+            (taken, state.chances.len() - 1)
         };
         if taken != acts_at {
             return false;
         }
         self.lock().made[index] += 1;
+        let before = lag.observed_by_resource();
         lag.act_as(Some(actor.name()));
         let done = step.await;
         lag.act_as(None);
+        let wrote: BTreeSet<String> = lag
+            .observed_by_resource()
+            .into_iter()
+            .filter(|(resource, count)| before.get(resource) != Some(count))
+            .map(|(resource, _)| resource)
+            .collect();
+        if let Some(declared) = actor.declared()
+            && let Some(other) = wrote.iter().find(|resource| !declared.contains(*resource))
+        {
+            let text =
+                format!("the actor {:?} wrote {other}, and said that it does not", actor.name());
+            self.lock().error.get_or_insert_with(|| text.into());
+        }
+        self.lock().chances[number].1.wrote = Some(wrote);
         if let Err(error) = done {
             let text = format!("the actor {:?} could not act: {error}", actor.name());
             self.lock().error.get_or_insert_with(|| text.into());

@@ -121,7 +121,9 @@ fn test_directory() -> String {
 /// cargo adds a hash to the names of test binaries.
 fn without_hash(binary: &str) -> &str {
     match binary.rsplit_once('-') {
-        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => name,
+        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            name
+        }
         _ => binary,
     }
 }
@@ -213,7 +215,8 @@ mod tests {
             let job = [("LAGGARD_SHARDS", "3"), ("JOB_COMPLETION_INDEX", index)];
             assert_eq!(shard_of(&job), part(expected));
         }
-        let both = [("LAGGARD_SHARD", "1/2"), ("LAGGARD_SHARDS", "9"), ("JOB_COMPLETION_INDEX", "5")];
+        let both =
+            [("LAGGARD_SHARD", "1/2"), ("LAGGARD_SHARDS", "9"), ("JOB_COMPLETION_INDEX", "5")];
         assert_eq!(shard_of(&both), part("1/2"));
     }
 
@@ -232,7 +235,10 @@ mod tests {
         }
         for shards in ["0", "three", "-1"] {
             let expected = "expected the number of parts, from 1";
-            assert_eq!(job(shards, "0"), format!("failed to read LAGGARD_SHARDS={shards:?}: {expected}"));
+            assert_eq!(
+                job(shards, "0"),
+                format!("failed to read LAGGARD_SHARDS={shards:?}: {expected}")
+            );
         }
         for index in ["3", "4294967295", "-1", "x"] {
             let expected = "expected a number below LAGGARD_SHARDS=3, from 0";
@@ -240,7 +246,10 @@ mod tests {
             assert_eq!(job("3", index), expected);
         }
         let alone = shard_of(&[("LAGGARD_SHARDS", "3")]).unwrap_err();
-        assert!(alone.contains("JOB_COMPLETION_INDEX is not set: is the job an Indexed Job?"), "{alone}");
+        assert!(
+            alone.contains("JOB_COMPLETION_INDEX is not set: is the job an Indexed Job?"),
+            "{alone}"
+        );
     }
 
     #[test]
@@ -262,7 +271,10 @@ mod tests {
     fn what_cannot_be_written_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = write_results(&results(), file.path()).unwrap_err().to_string();
-        assert!(error.starts_with("failed to write ") && error.contains("a--test-.json: "), "{error}");
+        assert!(
+            error.starts_with("failed to write ") && error.contains("a--test-.json: "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub(super) fn verdict_of_replay(failed: bool) -> Verdict {
         runs: 1,
         failures: u64::from(failed),
         impossible: 0,
+        redundant: 0,
         points: 0,
         naive: 1,
         elapsed: Duration::ZERO,

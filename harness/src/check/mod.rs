@@ -13,6 +13,7 @@ mod flips;
 mod ground;
 mod oracles;
 mod progress;
+mod reduction;
 mod run;
 mod scenario;
 mod truth;
@@ -71,6 +72,7 @@ pub struct Check {
     keep_going: bool,
     keep_runs: usize,
     observers: Vec<Observer>,
+    every_moment: bool,
     files: Files,
 }
 
@@ -96,6 +98,7 @@ impl Check {
             keep_going: false,
             keep_runs: 200,
             observers: Vec::new(),
+            every_moment: false,
             files: Files::default(),
         }
     }
@@ -171,6 +174,13 @@ impl Check {
         self
     }
 
+    /// Lets actors act at every moment, also where a later one leads to the same. To see that the reduction leaves
+    /// nothing out.
+    pub fn at_every_moment(mut self) -> Self {
+        self.every_moment = true;
+        self
+    }
+
     /// Reads and writes no files: for a scenario that is meant to fail.
     pub fn without_files(mut self) -> Self {
         self.files.off = true;
@@ -234,6 +244,8 @@ impl Check {
         if let Some(line) = progress::on_terminal(&scenario.name) {
             search = search.observe(move |progress| line.show(progress));
         }
+        let mut forked = forked;
+        forked.every_moment = self.every_moment;
         if let Some(file) = &file {
             let saved = Regressions::read(file).map_err(files::regressions)?;
             search = search.first(saved.tokens().iter().cloned());
@@ -344,7 +356,15 @@ impl Default for Check {
 }
 
 fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a> {
-    Runs { ground, scenario, from, flip: None, looker: None, ends: Arc::default() }
+    Runs {
+        ground,
+        scenario,
+        from,
+        flip: None,
+        looker: None,
+        every_moment: false,
+        ends: Arc::default(),
+    }
 }
 
 /// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks
@@ -471,9 +491,9 @@ fn kept(failures: &[Failure<Run>], passed: &[Passed<Run>], most: usize) -> Vec<K
         let token = run.token().to_string();
         KeptRun::new(run.number, token, Some(run.oracle()), &run.outcome.record)
     });
-    let passed = passed.iter().map(|run| {
-        KeptRun::new(run.number, run.token().to_string(), None, &run.outcome.record)
-    });
+    let passed = passed
+        .iter()
+        .map(|run| KeptRun::new(run.number, run.token().to_string(), None, &run.outcome.record));
     let mut runs: Vec<_> = failed.chain(passed).collect();
     let reduced = failures.first().map(|failure| failure.number);
     runs.sort_by_key(|run| (Some(run.number) != reduced, run.number));

@@ -47,7 +47,11 @@ pub(super) fn on_terminal(name: &str) -> Option<Arc<Line<io::Stderr>>> {
         return None;
     }
     let free = SHOWN.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok();
-    free.then(|| Arc::new(Line { claimed: Some(&SHOWN), ..Line::new(name, io::stderr()) }))
+    free.then(|| {
+        let mut line = Line::new(name, io::stderr());
+        line.claimed = Some(&SHOWN);
+        Arc::new(line)
+    })
 }
 
 fn wanted(is_terminal: bool, variable: impl Fn(&str) -> Option<String>) -> bool {

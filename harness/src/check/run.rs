@@ -1,6 +1,7 @@
 //! One run of a scenario: a world, the process in it, and the judgement.
 
 use std::{
+    collections::BTreeSet,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -14,6 +15,7 @@ use super::{
     flips::Seen,
     ground::{Ground, Place, RunError, Source},
     oracles::{self, BuiltIn, Ends},
+    reduction::{self, Moment},
     scenario::{BoxError, Scenario},
     world::World,
 };
@@ -37,6 +39,8 @@ pub(super) struct Runs<'a> {
     pub(super) flip: Option<Requests>,
     /// Looks at every run.
     pub(super) looker: Option<Arc<Mutex<Seen>>>,
+    /// No placement of an actor's step stands for another.
+    pub(super) every_moment: bool,
     pub(super) ends: Arc<Mutex<Ends>>,
 }
 
@@ -121,7 +125,19 @@ impl Runs<'_> {
     }
 
     fn judge(&self, place: &Place, ran: Ran) -> Outcome<Run> {
-        let mut run = place.lag.run(&self.scenario.name);
+        let chances = ran.director.chances();
+        let notes: Vec<usize> = chances.iter().map(|(notes, _)| *notes).collect();
+        let (mut run, steps) = place.lag.run_with_steps(&self.scenario.name, &notes);
+        let moments: Vec<Moment> = chances
+            .into_iter()
+            .zip(steps)
+            .map(|((_, moment), step)| Moment { step, ..moment })
+            .collect();
+        // Before the judgement, which adds a step.
+        let redundant = match self.every_moment {
+            true => BTreeSet::new(),
+            false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
+        };
         run.choices = ran.director.record().chosen();
         if let Some((point, why)) = ran.director.record().impossible().into_iter().next() {
             return Outcome::new(Ending::Impossible { point, why }, run);
@@ -129,7 +145,10 @@ impl Runs<'_> {
         let ending = self.ending(&mut run, &ran);
         let trace = trace(&run);
         let interleavings = model::interleavings(&run).unwrap_or(1);
-        Outcome::new(ending, run).with_trace(trace).with_interleavings(interleavings)
+        Outcome::new(ending, run)
+            .with_trace(trace)
+            .with_interleavings(interleavings)
+            .with_redundant(redundant)
     }
 
     fn ending(&self, run: &mut Run, ran: &Ran) -> Ending {

@@ -1,7 +1,7 @@
 //! The true state of a world: what the server has, whatever any view shows.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::lag::model::{Change, Commit, ObjectKey};
+
+/// Stands for all resources among those that were looked at.
+pub(crate) const EVERYTHING: &str = "*";
 
 /// All objects of a world at one moment: the fold of the history up to there.
 ///
@@ -31,6 +34,8 @@ pub struct Truth {
     /// By resource, such as `statefulsets.apps`. `None` where the record did not keep the object.
     objects: BTreeMap<String, BTreeMap<ObjectKey, Option<Arc<Value>>>>,
     revision: Option<String>,
+    /// The resources that were looked at.
+    looked_at: Mutex<BTreeSet<String>>,
     /// What was asked for and could not be read as the type it was asked as.
     unreadable: Mutex<Option<String>>,
 }
@@ -58,6 +63,7 @@ impl Truth {
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
         let resource = resource_of::<K>();
+        self.look(&resource);
         let objects = self.objects.get(&resource).into_iter().flatten();
         objects.filter_map(|(key, object)| self.read(&resource, key, object)).collect()
     }
@@ -75,18 +81,21 @@ impl Truth {
 
     /// All objects of a resource, by name.
     pub fn values(&self, resource: &str) -> impl Iterator<Item = (&ObjectKey, &Value)> {
+        self.look(resource);
         let objects = self.objects.get(resource).into_iter().flatten();
         objects.filter_map(|(key, object)| Some((key, object.as_deref()?)))
     }
 
     /// The resources that have ever had an object, such as `statefulsets.apps`.
     pub fn resources(&self) -> impl Iterator<Item = &str> {
+        self.look(EVERYTHING);
         self.objects.keys().map(String::as_str)
     }
 
     /// The revision of the last change; `None` before the first.
     #[must_use]
     pub fn revision(&self) -> Option<&str> {
+        self.look(EVERYTHING);
         self.revision.as_deref()
     }
 
@@ -110,12 +119,25 @@ impl Truth {
         self.revision = Some(commit.resource_version.clone());
     }
 
+    /// The resources that were looked at so far.
+    pub(crate) fn looked_at(&self) -> BTreeSet<String> {
+        self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn look(&self, resource: &str) {
+        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if !looked_at.contains(resource) {
+            looked_at.insert(resource.to_owned());
+        }
+    }
+
     /// What could not be read since the last call.
     pub(crate) fn take_unreadable(&self) -> Option<String> {
         self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn find(&self, resource: &str, name: &str) -> Option<(&ObjectKey, &Option<Arc<Value>>)> {
+        self.look(resource);
         self.objects.get(resource)?.iter().find(|(key, _)| key.name == name)
     }
 
@@ -152,6 +174,7 @@ impl Clone for Truth {
             objects: self.objects.clone(),
             revision: self.revision.clone(),
             // What was asked of one is not asked of the other.
+            looked_at: Mutex::default(),
             unreadable: Mutex::default(),
         }
     }
@@ -213,9 +236,8 @@ mod tests {
         truth.apply(&commit("5", "statefulsets.apps", Change::Modified, set(json!(2))));
         let namespace = json!({"metadata": {"name": "ns"}});
         truth.apply(&commit("6", "namespaces", Change::Added, namespace));
-        let replicas = |truth: &Truth| {
-            truth.get::<StatefulSet>("n0").and_then(|set| set.spec.unwrap().replicas)
-        };
+        let replicas =
+            |truth: &Truth| truth.get::<StatefulSet>("n0").and_then(|set| set.spec.replicas);
         assert_eq!((replicas(&before), replicas(&truth)), (Some(1), Some(2)));
         assert_eq!((before.revision(), truth.revision()), (Some("4"), Some("6")));
         assert_eq!(truth.value("statefulsets.apps", "n0").unwrap()["spec"]["replicas"], 2);

@@ -185,6 +185,18 @@ impl ChoiceRecord {
         self.lock().chosen.clone()
     }
 
+    /// How many points there have been.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().chosen.len()
+    }
+
+    /// Whether there has been none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The boundaries at which what was chosen could not be done, each with the reason: such a run is none
     /// that the code under test can have.
     #[must_use]

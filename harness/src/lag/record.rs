@@ -23,6 +23,21 @@ impl Lag {
         self.engine.change(|registry| registry.chronicle = Some(Chronicle::start()));
     }
 
+    /// The record as [`run`](Self::run) gives it, and the number of steps when so many notes had been taken.
+    pub(crate) fn run_with_steps(&self, name: &str, notes: &[usize]) -> (Run, Vec<usize>) {
+        self.engine.look(|registry| {
+            let Some(chronicle) = &registry.chronicle else {
+                return (Run::new(name), vec![0; notes.len()]);
+            };
+            let mut builder = Builder::new(registry, chronicle);
+            builder.build(name);
+            let last = builder.run.steps.len();
+            let steps = notes.iter().map(|note| builder.steps_before.get(*note).copied());
+            let steps = steps.map(|steps| steps.unwrap_or(last)).collect();
+            (builder.run, steps)
+        })
+    }
+
     /// The record of what has happened since [`record`](Self::record): what the server did, what each client was
     /// shown, what the code under test did.
     ///
@@ -30,10 +45,7 @@ impl Lag {
     /// judged. Empty if nothing was recorded.
     #[must_use]
     pub fn run(&self, name: &str) -> Run {
-        self.engine.look(|registry| {
-            let Some(chronicle) = &registry.chronicle else { return Run::new(name) };
-            Builder::new(registry, chronicle).build(name)
-        })
+        self.run_with_steps(name, &[]).0
     }
 }
 
@@ -94,7 +106,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn build(mut self, name: &str) -> Run {
+    fn build(&mut self, name: &str) {
         name.clone_into(&mut self.run.name);
         for (index, stream) in self.registry.streams.iter().enumerate() {
             if self.streams[index].is_some() {
@@ -126,7 +138,6 @@ impl<'a> Builder<'a> {
         }
         self.run.history = self.history();
         self.name_what_actors_did();
-        self.run
     }
 
     fn push(&mut self, note: &Note, action: Action) {

@@ -1,6 +1,6 @@
 //! What whoever runs a whole process needs of a `Lag`: its streams as they open, the true state, who acts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Lag, Source,
@@ -9,6 +9,7 @@ use super::{
     filter::Filter,
     model::Connection,
     selector::StreamSelector,
+    streams::Stream,
 };
 use crate::{check::Truth, connect::Upstream};
 
@@ -43,6 +44,26 @@ impl Lag {
     /// How many changes of the server's state have been seen since the beginning.
     pub(crate) fn observed(&self) -> usize {
         self.engine.look(|registry| registry.replicas.iter().map(|it| it.events().len()).sum())
+    }
+
+    /// The same by resource.
+    pub(crate) fn observed_by_resource(&self) -> BTreeMap<String, usize> {
+        let count =
+            |replica: &Stream| (replica.identity.qualified_resource(), replica.events().len());
+        self.engine.look(|registry| registry.replicas.iter().map(count).collect())
+    }
+
+    /// How many notes have been taken for the record of the run.
+    pub(crate) fn notes(&self) -> usize {
+        self.engine.look(|registry| registry.chronicle.as_ref().map_or(0, |it| it.notes.len()))
+    }
+
+    /// The resources of the streams whose reads are not seen: those of clients, without a wrapper.
+    pub(crate) fn unwrapped(&self) -> BTreeSet<String> {
+        self.engine.look(|registry| {
+            let streams = registry.streams.iter().filter(|stream| !stream.wrapped);
+            streams.map(|stream| stream.identity.qualified_resource()).collect()
+        })
     }
 
     /// From now on the writes of actors are those of this one.

@@ -95,7 +95,8 @@ fn runs(out: &mut String, results: &Results) {
         };
         let shard = shard.map_or_else(String::new, |shard| format!(" of shard {shard}"));
         let choices = if token == "fresh" { "all fresh" } else { token };
-        let ended = violated.as_ref().map_or_else(|| "✓".to_owned(), |oracle| format!("✕ {oracle}"));
+        let ended =
+            violated.as_ref().map_or_else(|| "✓".to_owned(), |oracle| format!("✕ {oracle}"));
         let _ = writeln!(
             out,
             "<details><summary>{number}{shard}: {} {}</summary><pre>{}</pre></details>",
@@ -118,7 +119,10 @@ mod tests {
         assert!(html.contains("exhausted within &lt;= 2 stale reads"), "{html}");
         assert!(html.contains("run 1: all fresh ✓"), "{html}");
         assert!(html.contains("run 7: statefulsets/n0@r1:-1 ✕ stamped before rollout"), "{html}");
-        assert!(html.contains("<h2>2 runs; 21 more were made and are left out here</h2>"), "{html}");
+        assert!(
+            html.contains("<h2>2 runs; 21 more were made and are left out here</h2>"),
+            "{html}"
+        );
         assert!(html.contains("<td>1</td><td>22</td>") && html.contains("Kubernetes v1.37.2"));
         let outside = html.replace("http://www.w3.org/2000/svg", "");
         assert!(!outside.contains("http") && !outside.contains("<script"), "{html}");

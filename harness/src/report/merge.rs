@@ -15,9 +15,7 @@ const KEPT: usize = 1_000;
 ///
 /// # Errors
 /// [`MergeError`] if these are not the parts of one whole, each once.
-pub fn merge(
-    parts: impl IntoIterator<Item = (String, Results)>,
-) -> Result<Results, MergeError> {
+pub fn merge(parts: impl IntoIterator<Item = (String, Results)>) -> Result<Results, MergeError> {
     let parts = whole(parts.into_iter().collect())?;
     let mut results = parts.iter().map(|(_, part)| part);
     let Some(first) = results.next() else { return Err(MergeError::Nothing) };
@@ -108,9 +106,7 @@ fn whole(mut parts: Vec<(String, Results)>) -> Result<Vec<(String, Results)>, Me
 
 fn verdict(parts: &[(String, Results)]) -> Verdict {
     let verdicts = || parts.iter().map(|(_, part)| &part.verdict);
-    let sum = |count: fn(&Verdict) -> u64| {
-        verdicts().map(count).fold(0_u64, u64::saturating_add)
-    };
+    let sum = |count: fn(&Verdict) -> u64| verdicts().map(count).fold(0_u64, u64::saturating_add);
     let worlds: BTreeSet<_> = verdicts().filter_map(|verdict| verdict.worlds.clone()).collect();
     let mut exclusions: Vec<String> = Vec::new();
     for exclusion in verdicts().flat_map(|verdict| &verdict.exclusions) {
@@ -123,6 +119,7 @@ fn verdict(parts: &[(String, Results)]) -> Verdict {
         runs: sum(|verdict| verdict.runs),
         failures: sum(|verdict| verdict.failures),
         impossible: sum(|verdict| verdict.impossible),
+        redundant: sum(|verdict| verdict.redundant),
         points: verdicts().map(|verdict| verdict.points).max().unwrap_or_default(),
         naive: sum(|verdict| verdict.naive),
         elapsed: verdicts().map(|verdict| verdict.elapsed).max().unwrap_or_default(),
@@ -263,8 +260,7 @@ mod tests {
     #[test]
     fn counts_are_summed_up_and_the_whole_is_exhausted_if_every_part_is() {
         let mut parts = three();
-        parts[0].1.verdict.completeness =
-            Completeness::Exhausted { within: vec![Bound::Holds(2)] };
+        parts[0].1.verdict.completeness = Completeness::Exhausted { within: vec![Bound::Holds(2)] };
         let merged = merge(parts).unwrap();
         let Verdict { completeness, runs, naive, points, elapsed, shard, .. } = &merged.verdict;
         assert_eq!((*runs, *naive, *points, *shard), (6, 60, 9, None));
@@ -335,7 +331,10 @@ mod tests {
             ),
             (|part| part.format = 9, "different formats: 1 in 2.json, 9 in 3.json"),
             (|part| part.bounds = Bounds::none(), "different bounds: Bounds { stale_reads: Some"),
-            (|part| part.server = Some("v1.2.3".to_owned()), "different servers: v1.37.2 in 2.json"),
+            (
+                |part| part.server = Some("v1.2.3".to_owned()),
+                "different servers: v1.37.2 in 2.json",
+            ),
             (|part| part.verdict.shard = None, "3.json: it holds a whole check"),
             (
                 |part| part.verdict.shard = Some(Shard::new(3, 4).unwrap()),

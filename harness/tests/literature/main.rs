@@ -1,5 +1,6 @@
 //! Bugs of the literature, one file each: found by exploring, and gone in the fixed form.
 
+mod placements;
 mod read_own_write;
 
 use laggard::Plane;

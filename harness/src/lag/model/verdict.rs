@@ -137,6 +137,9 @@ pub struct Verdict {
     pub failures: u64,
     /// How many alternatives turned out to be impossible in this program, and were dropped.
     pub impossible: u64,
+    /// How many alternatives were left out since others lead to the same.
+    #[serde(default)]
+    pub redundant: u64,
     /// The largest number of choice points in one run.
     pub points: usize,
     /// How many interleavings of single deliveries the runs stand for, where the subject counts them
@@ -166,6 +169,9 @@ impl fmt::Display for Verdict {
         write!(f, ", {} failed", self.failures)?;
         if self.impossible > 0 {
             write!(f, ", {} impossible", self.impossible)?;
+        }
+        if self.redundant > 0 {
+            write!(f, ", {} placements that are as good as later ones", self.redundant)?;
         }
         write!(f, ", <= {} choice points, {:.1} s", self.points, self.elapsed.as_secs_f64())?;
         if !self.exclusions.is_empty() {
@@ -419,6 +425,7 @@ mod tests {
             runs: 2,
             failures: 0,
             impossible: 0,
+            redundant: 0,
             points: 1,
             naive: 0,
             elapsed: Duration::ZERO,
