@@ -270,7 +270,7 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
         several => format!("{} objects", several.len()),
     };
     let behind = match (read.stale, read.behind) {
-        (true, behind) => format!("   {} behind", events(behind)),
+        (true, behind) => format!(", {} behind", events(behind)),
         (false, _) => String::new(),
     };
     Line {

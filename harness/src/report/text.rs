@@ -295,7 +295,7 @@ mod tests {
             "  confirmed by 2 runs from nothing, through the API, step by step the same",
             "  the all-fresh schedule passes; 1 of 1 cached read must be stale:",
             "  #1  PATCH  apply   statefulsets/n0  [apply-statefulset]  -> rv 1042 (generation 2)",
-            "  #2  CACHE  get     statefulsets/n0  tasks/observe.rs:61  <- rv 1038 (generation 1)   1 event behind",
+            "  #2  CACHE  get     statefulsets/n0  tasks/observe.rs:61  <- rv 1038 (generation 1), 1 event behind",
             "  #3  PATCH  status  seinodes/n0      [status]             -> rv 1043",
             "  #4  VIOLATES  stamped before rollout  ** currentImage is v2, but the pod runs v1",
             "  legal: #2: statefulsets.apps stream at position 0 of 1; held event rv 1042 MODIFIED by #1",
@@ -323,7 +323,7 @@ mod tests {
             &format!("  #1  PATCH  apply   statefulsets/n0  {:<72}", "[apply-statefulset]"),
             "      -> rv 1042 (generation 2)",
             &format!("  #2  CACHE  get     statefulsets/n0  {file}:61"),
-            "      <- rv 1038 (generation 1)   1 event behind",
+            "      <- rv 1038 (generation 1), 1 event behind",
             &format!("  #3  PATCH  status  seinodes/n0      {:<72}", "[status]"),
             "      -> rv 1043",
             "  #4  VIOLATES  stamped before rollout  ** the spec and the status differ:",
@@ -460,7 +460,7 @@ mod tests {
         let file = "tests/literature/read_own_write.rs".to_owned();
         read.site = Some(crate::lag::model::Site { file, line: 36 });
         let text = failure(&finding, &Replay::default());
-        assert!(text.contains("read_own_write.rs:36  <- rv 1038"), "{text}");
+        assert!(text.contains("read_own_write.rs:36\n      <- rv 1038"), "{text}");
         let column = |start: &str, mark: &str| {
             let line = text.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
             line.find(mark).unwrap()
