@@ -207,51 +207,67 @@ struct Columns {
     how: usize,
     target: usize,
     site: usize,
+    /// Whether the outcomes are a column too: not if one of them has to go into a line of its own.
+    outcomes_align: bool,
 }
 
 impl Columns {
     fn of(lines: &[&Line]) -> Self {
-        let widest = |text: fn(&Line) -> &str, of: &dyn Fn(&Line) -> bool| {
-            let lines = lines.iter().filter(|line| of(line));
-            lines.map(|line| text(line).chars().count()).max().unwrap_or(0)
+        let named: Vec<_> = lines.iter().copied().filter(|line| is_named(line)).collect();
+        let widest = |text: fn(&Line) -> &str| {
+            named.iter().map(|line| text(line).chars().count()).max().unwrap_or(0)
         };
-        // What an oracle is called, or an actor does, may be a whole sentence.
-        let named = |line: &Line| {
-            !matches!(line.kind, LineKind::Actor | LineKind::Fault | LineKind::Violation)
-        };
-        Self {
+        let mut columns = Self {
             number: lines.iter().map(|line| line.number.to_string().len() + 1).max().unwrap_or(0),
-            what: widest(|line| &line.what, &|line| line.kind != LineKind::Violation),
-            how: widest(|line| &line.how, &named),
-            target: widest(|line| &line.target, &named),
-            site: widest(|line| &line.site, &named),
-        }
+            what: widest(|line| &line.what),
+            how: widest(|line| &line.how),
+            target: widest(|line| &line.target),
+            site: widest(|line| &line.site),
+            outcomes_align: true,
+        };
+        columns.outcomes_align =
+            named.iter().all(|line| fits(&columns.head(line), "  ", first_line(&line.outcome)));
+        columns
     }
 
     /// One step; its outcome in another line if it would be too wide.
     fn row(&self, line: &Line) -> String {
-        let number = format!("#{}", line.number);
-        let Self { number: numbers, what, how, target, site } = *self;
-        let head = match line.kind {
-            LineKind::Violation => {
-                format!("  {number:<numbers$}  {}  {}", line.what, line.target)
-            }
-            LineKind::Actor | LineKind::Fault => {
-                format!("  {number:<numbers$}  {:<what$}  {}  {}", line.what, line.how, line.target)
-            }
-            _ => format!(
-                "  {number:<numbers$}  {:<what$}  {:<how$}  {:<target$}  {:<site$}",
-                line.what, line.how, line.target, line.site
-            ),
-        };
-        let indent = " ".repeat(2 + numbers + 2);
+        let mut head = self.head(line);
+        if !self.outcomes_align {
+            head.truncate(head.trim_end().len());
+        }
+        let indent = " ".repeat(2 + self.number + 2);
         let outcome = line.outcome.replace('\n', &format!("\n{indent}"));
-        if outcome.is_empty() || fits(&head, "  ", outcome.lines().next().unwrap_or_default()) {
+        if fits(&head, "  ", first_line(&outcome)) {
             format!("{head}  {outcome}").trim_end().to_owned()
         } else {
             format!("{}\n{indent}{outcome}", head.trim_end())
         }
     }
+
+    fn head(&self, line: &Line) -> String {
+        let Self { number: numbers, what, how, target, site, .. } = *self;
+        let number = format!("#{}", line.number);
+        if is_named(line) {
+            return format!(
+                "  {number:<numbers$}  {:<what$}  {:<how$}  {:<target$}  {:<site$}",
+                line.what, line.how, line.target, line.site
+            );
+        }
+        let words = [&*line.what, &line.how, &line.target];
+        let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        format!("  {number:<numbers$}  {}", words.join("  "))
+    }
+}
+
+/// Whether a line is about something that has a short name. What an oracle is called, or an actor does, may be a whole
+/// sentence.
+fn is_named(line: &Line) -> bool {
+    !matches!(line.kind, LineKind::Actor | LineKind::Fault | LineKind::Violation)
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 fn fits(head: &str, gap: &str, tail: &str) -> bool {
@@ -320,17 +336,15 @@ mod tests {
         let text = failure(&finding, &Replay::default());
         let rows: Vec<_> = text.lines().collect();
         let expected = [
-            &format!("  #1  PATCH  apply   statefulsets/n0  {:<72}", "[apply-statefulset]"),
-            "      -> rv 1042 (generation 2)",
+            "  #1  PATCH  apply   statefulsets/n0  [apply-statefulset]  -> rv 1042 (generation 2)",
             &format!("  #2  CACHE  get     statefulsets/n0  {file}:61"),
             "      <- rv 1038 (generation 1), 1 event behind",
-            &format!("  #3  PATCH  status  seinodes/n0      {:<72}", "[status]"),
-            "      -> rv 1043",
+            "  #3  PATCH  status  seinodes/n0      [status]  -> rv 1043",
             "  #4  VIOLATES  stamped before rollout  ** the spec and the status differ:",
             "      - v1",
             "      + v2",
         ];
-        assert_eq!(rows[4..13], expected.map(str::trim_end), "{text}");
+        assert_eq!(rows[4..11], expected, "{text}");
     }
 
     #[test]
