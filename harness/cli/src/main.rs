@@ -1,8 +1,9 @@
-//! The command `laggard`: gets the servers that planes are made of.
+//! The command `laggard`: gets the servers that planes are made of, and joins the results of checks that were split.
 
+mod merge;
 mod progress;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use laggard::assets::Wanted;
@@ -22,6 +23,18 @@ enum Command {
     /// The servers: etcd, kube-apiserver, kube-controller-manager, and kubectl
     #[command(subcommand)]
     Assets(AssetsCommand),
+    /// Join the results of all parts of one check
+    ///
+    /// Each part wrote NAME.shard-1-of-4.json and its like. Prints the verdict and what failed on standard output. Exit
+    /// status 1: a run failed; 2: the files are not the parts of one check, each once.
+    Merge {
+        /// The results of the parts, in any order
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The directory for the joined NAME.json and the page NAME.html [default: neither is written]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -44,13 +57,18 @@ enum Exit {
     Done,
     /// The servers could not be had. (Wrong usage is 2, from the argument parser.)
     NoAssets,
+    /// What was merged has runs that failed.
+    Failures,
+    /// What was to be merged cannot be.
+    NotMerged,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {
             Exit::Done => 0,
-            Exit::NoAssets => 1,
+            Exit::NoAssets | Exit::Failures => 1,
+            Exit::NotMerged => 2,
         })
     }
 }
@@ -63,6 +81,16 @@ async fn main() -> ExitCode {
         .init();
     match Arguments::parse().command {
         Command::Assets(AssetsCommand::Get { kubernetes }) => get(kubernetes).await.into(),
+        Command::Merge { files, out } => match merge::run(&files, out.as_deref()) {
+            Ok((text, passes)) => {
+                data(&text);
+                if passes { Exit::Done } else { Exit::Failures }.into()
+            }
+            Err(error) => {
+                progress::say(&format!("error: {error:#}"));
+                Exit::NotMerged.into()
+            }
+        },
     }
 }
 

@@ -6,5 +6,6 @@ mod exploring;
 mod lag;
 mod life;
 mod readme;
+mod shards;
 mod start;
 mod world;
