@@ -6,13 +6,37 @@ use std::str::FromStr;
 use super::AssetError;
 
 /// The control planes whose Go modules are pinned in this crate, oldest first.
-pub(crate) const PINNED: &[Pinned] = &[Pinned {
-    version: Version { major: 1, minor: 37, patch: 2 },
-    etcd: "3.7.0",
-    etcd_image: "3.7.0-0",
-    go_mod: include_str!("../../go/1.37/go.mod"),
-    go_sum: include_str!("../../go/1.37/go.sum"),
-}];
+pub(crate) const PINNED: &[Pinned] = &[
+    Pinned {
+        version: Version { major: 1, minor: 34, patch: 4 },
+        etcd: "3.6.5",
+        etcd_image: "3.6.5-0",
+        go_mod: include_str!("../../go/1.34/go.mod"),
+        go_sum: include_str!("../../go/1.34/go.sum"),
+    },
+    Pinned {
+        version: Version { major: 1, minor: 35, patch: 4 },
+        // Kubernetes 1.35 names 3.6.6, which the Go module proxy does not serve.
+        etcd: "3.6.8",
+        etcd_image: "3.6.6-0",
+        go_mod: include_str!("../../go/1.35/go.mod"),
+        go_sum: include_str!("../../go/1.35/go.sum"),
+    },
+    Pinned {
+        version: Version { major: 1, minor: 36, patch: 3 },
+        etcd: "3.6.8",
+        etcd_image: "3.6.8-0",
+        go_mod: include_str!("../../go/1.36/go.mod"),
+        go_sum: include_str!("../../go/1.36/go.sum"),
+    },
+    Pinned {
+        version: Version { major: 1, minor: 37, patch: 2 },
+        etcd: "3.7.0",
+        etcd_image: "3.7.0-0",
+        go_mod: include_str!("../../go/1.37/go.mod"),
+        go_sum: include_str!("../../go/1.37/go.sum"),
+    },
+];
 
 /// One pinned control plane.
 #[derive(Debug)]
