@@ -70,11 +70,12 @@ pub(crate) async fn into_store(
         let problem = match reported {
             Ok(None) => continue,
             Ok(Some(reported)) if reported == *version => continue,
-            Ok(Some(reported)) => format!("{binary} says that it is {reported}"),
+            Ok(Some(reported)) => format!("it says that it is {reported}"),
             Err(problem) => problem,
         };
-        let what = format!("Kubernetes {version}");
-        return Err(wrong(&what, problem).into());
+        let what = format!("{binary} {version}");
+        let source = fetcher.settings().source();
+        return Err(wrong(&what, format!("{source}: {problem}")).into());
     }
     if !there.is_empty() {
         store.admit(version, &finished, &there, "downloaded", &lock)?;

@@ -17,7 +17,7 @@ const CONVENTIONAL: &str = "/usr/local/kubebuilder/bin";
 /// A binary answers `--version` within this, or it is none of ours.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-type Variables<'a> = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync + 'a>;
+type Variables<'a> = &'a (dyn Fn(&str) -> Option<OsString> + Send + Sync);
 
 /// One search through all places, which remembers where it looked.
 pub(crate) struct Search<'a> {
@@ -33,8 +33,8 @@ impl<'a> Search<'a> {
         selector: &'a Selector,
         directory: Option<&'a Path>,
         store: Option<&'a Store>,
+        variables: Variables<'a>,
     ) -> Self {
-        let variables: Variables<'a> = Box::new(|name| std::env::var_os(name));
         Self { selector, directory, store, variables, looked_at: Vec::new() }
     }
 
@@ -327,12 +327,12 @@ mod tests {
         binary: Binary,
     ) -> (Result<Option<PathBuf>, String>, Vec<String>) {
         let selector = Selector::parse(version).unwrap();
-        let mut search = Search::new(&selector, None, store);
         let variables: Vec<_> =
             variables.iter().map(|(name, path)| (*name, path.as_os_str().to_owned())).collect();
-        search.variables = Box::new(move |name| {
+        let variable = move |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
-        });
+        };
+        let mut search = Search::new(&selector, None, store, &variable);
         let found = search.find(&[binary], Places::All, &|_| {}).await;
         let found = found.map_err(|error| error.to_string());
         let path = found.map(|(assets, _)| assets.path(binary).ok().map(Path::to_owned));

@@ -37,6 +37,8 @@ mod obtain;
 mod selector;
 mod settings;
 mod store;
+#[cfg(test)]
+mod testing;
 mod version;
 mod wanted;
 

@@ -1,5 +1,7 @@
 //! The order in which binaries are looked for, downloaded and built.
 
+use std::ffi::OsString;
+
 use super::download::{self, Problem};
 use super::event::{Event, OnEvent};
 use super::fetch::{FetchError, Fetcher, Pace};
@@ -10,12 +12,17 @@ use super::store::Store;
 use super::version::{PINNED, Pinned};
 use super::{AssetError, Assets, Binary, Selector, Version, Wanted, build};
 
+#[cfg(test)]
+mod tests;
+
 /// One call of [`Wanted::get`].
 pub(crate) struct Obtain<'a> {
     pub(crate) wanted: &'a Wanted,
     pub(crate) settings: &'a Settings,
     pub(crate) store: Option<&'a Store>,
     pub(crate) pace: Pace,
+    /// The environment.
+    pub(crate) variable: &'a (dyn Fn(&str) -> Option<OsString> + Send + Sync),
     pub(crate) on_event: OnEvent<'a>,
 }
 
@@ -188,7 +195,7 @@ impl Obtain<'_> {
     }
 
     fn search<'s>(&'s self, selector: &'s Selector) -> Search<'s> {
-        Search::new(selector, self.wanted.directory.as_deref(), self.store)
+        Search::new(selector, self.wanted.directory.as_deref(), self.store, self.variable)
     }
 }
 

@@ -55,6 +55,9 @@ enum Set {
 }
 
 impl Selector {
+    /// Every version, pre-releases included.
+    pub const ANY: Self = Self::UNSAID;
+
     pub(crate) const UNSAID: Self = Self { set: Set::Unsaid, asks_index: false, on_disk: false };
 
     pub(crate) fn exactly(version: Version) -> Self {

@@ -111,6 +111,11 @@ impl Settings {
         &self.index
     }
 
+    /// The place that decides what is downloaded, for people.
+    pub(crate) fn source(&self) -> &Uri {
+        self.mirror.as_ref().unwrap_or(&self.index)
+    }
+
     /// Where an archive is that the index calls `name`, and says is at `link`.
     pub(crate) fn archive(&self, name: &str, link: &str) -> Option<Uri> {
         match &self.mirror {

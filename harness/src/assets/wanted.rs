@@ -1,5 +1,6 @@
 //! What a caller wants, and the ways to get it.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,7 +133,7 @@ impl Wanted {
         self.within_limit(async {
             let settings = self.settings()?;
             let store = Store::of_this_user()?;
-            self.obtain(&settings, store.as_ref(), Pace::default(), &on_event).run().await
+            self.obtain(&settings, store.as_ref(), &on_event).run().await
         })
         .await
     }
@@ -202,7 +203,7 @@ impl Wanted {
             let mut index_problem = None;
             let mut offered = Vec::new();
             if settings.reach == Reach::Network && !selector.is_on_disk() {
-                let obtain = self.obtain(&settings, store.as_ref(), Pace::default(), &on_event);
+                let obtain = self.obtain(&settings, store.as_ref(), &on_event);
                 match obtain.index(&Lazy::new(&obtain)).await {
                     Ok(index) => offered.extend(index.versions()),
                     Err(problem) => index_problem = Some(problem.into_error().to_string()),
@@ -235,22 +236,31 @@ impl Wanted {
         .await
     }
 
+    /// The version as it was given.
+    pub(crate) fn version(&self) -> Option<&str> {
+        self.kubernetes.as_deref()
+    }
+
+    pub(crate) fn with_version(mut self, version: String) -> Self {
+        self.kubernetes = Some(version);
+        self
+    }
+
     pub(super) fn selector(&self) -> Result<Selector, AssetError> {
         Selector::parse(self.kubernetes.as_deref())
     }
 
     fn settings(&self) -> Result<Settings, AssetError> {
-        Settings::resolve(&self.chosen, &|name| std::env::var_os(name))
+        Settings::resolve(&self.chosen, &environment)
     }
 
     fn obtain<'a>(
         &'a self,
         settings: &'a Settings,
         store: Option<&'a Store>,
-        pace: Pace,
         on_event: OnEvent<'a>,
     ) -> Obtain<'a> {
-        Obtain { wanted: self, settings, store, pace, on_event }
+        Obtain { wanted: self, settings, store, pace: Pace::default(), variable: &environment, on_event }
     }
 
     async fn within_limit<T>(
@@ -305,6 +315,10 @@ pub struct Known {
     pub can_be_downloaded: bool,
     /// Whether its Go modules are pinned in this crate.
     pub can_be_built: bool,
+}
+
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
 }
 
 /// Events as tracing sees them, too.

@@ -61,13 +61,13 @@ impl Store {
         self.origin(version, binary).unwrap_or_default()
     }
 
-    /// Reads every file of the versions that `selector` allows, and compares it with its record.
+    /// Reads every file of the versions that `selector` allows, without one of all, and compares it with its record.
     ///
     /// A file without a record is run once and asked for its version.
-    pub async fn verify(&self, selector: &Selector) -> Vec<Checked> {
+    pub async fn verify(&self, selector: Option<&Selector>) -> Vec<Checked> {
         let mut checked = Vec::new();
         for (version, binaries) in self.installed() {
-            if !selector.allows(&version) {
+            if selector.is_some_and(|selector| !selector.allows(&version)) {
                 continue;
             }
             for binary in binaries {
