@@ -29,7 +29,9 @@ impl Progress {
                 let holder = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
                 let doing = if doing.is_empty() { "has it" } else { doing };
                 self.begin(
-                    &format!("waiting for another process{holder} with Kubernetes {version}: it {doing}"),
+                    &format!(
+                        "waiting for another process{holder} with Kubernetes {version}: it {doing}"
+                    ),
                     None,
                 );
             }
@@ -44,10 +46,7 @@ impl Progress {
             }
             Event::Retrying { what, problem, after } => {
                 self.finish();
-                say(&format!(
-                    "{what}: {problem}; another try in {:.1} s",
-                    after.as_secs_f64()
-                ));
+                say(&format!("{what}: {problem}; another try in {:.1} s", after.as_secs_f64()));
             }
             Event::Downloaded { what, took } => {
                 self.finish();
@@ -83,7 +82,8 @@ impl Progress {
     fn advance(&self, what: &str, received_bytes: u64, total_bytes: Option<u64>) {
         let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(clock) = clock.as_ref() {
-            let total = total_bytes.map_or_else(String::new, |total| format!(" of {}", megabytes(total)));
+            let total =
+                total_bytes.map_or_else(String::new, |total| format!(" of {}", megabytes(total)));
             clock.set_message(format!("downloading {what}: {}{total}", megabytes(received_bytes)));
         }
     }

@@ -62,9 +62,8 @@ fn unpack_from(
         if !kind.is_file() && !kind.is_dir() {
             return Err(refused(&format!("is neither a file nor a folder but {kind:?}")));
         }
-        let leads_out = path
-            .components()
-            .any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
+        let leads_out =
+            path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
         if leads_out {
             return Err(refused("has a path that leads out of the archive"));
         }
@@ -136,8 +135,7 @@ mod tests {
     const BOTH: [Binary; 2] = [Binary::Etcd, Binary::Kubectl];
 
     fn compressed(tar: &[u8]) -> Vec<u8> {
-        let mut encoder =
-            flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(tar).unwrap();
         encoder.finish().unwrap()
     }

@@ -17,6 +17,9 @@ use super::{AssetError, Binary, Event};
 use crate::lifeline::{Lifeline, Spawn};
 use crate::text::tail;
 
+/// With less than this left, a failed build has failed for lack of room.
+const FULL_BYTES: u64 = 64 << 20;
+
 /// How many of the last lines of a failed build its error shows.
 const SHOWN_LINES: usize = 15;
 
@@ -127,9 +130,13 @@ async fn build_one(
         None => "nobody saw it end".to_owned(),
     };
     let output = tail(&log_path, SHOWN_LINES);
-    let remedy = if output.contains("no space left on device") {
-        "; make room (a build takes about 2 GB, Go's cache included), or move the store and GOCACHE"
-    } else if reach < Reach::Network && output.contains("module lookup disabled by GOPROXY=off") {
+    let is_full = rustix::fs::statvfs(staging)
+        .is_ok_and(|free| free.f_bavail.saturating_mul(free.f_frsize) < FULL_BYTES);
+    // On a full disk not even the log could be written.
+    let remedy = if is_full || output.contains("no space left on device") {
+        "; the disk is full: make room (a build takes about 2 GB, Go's cache included), or move the \
+         store (XDG_DATA_HOME) and GOCACHE"
+    } else if reach < Reach::Network && output.contains("GOPROXY=off") {
         "; its modules are not all on this machine, and offline mode forbids to download them"
     } else {
         ""

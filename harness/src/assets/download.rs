@@ -154,12 +154,7 @@ impl Download<'_> {
     }
 
     /// One binary as Kubernetes itself publishes it, if it does.
-    async fn release(
-        &self,
-        url: &Uri,
-        binary: Binary,
-        finished: &Path,
-    ) -> Result<bool, Problem> {
+    async fn release(&self, url: &Uri, binary: Binary, finished: &Path) -> Result<bool, Problem> {
         let what = format!("{binary} {}", self.version);
         for algorithm in ["sha512", "sha256"] {
             let checksum_of = format!("the checksum of {what}");

@@ -91,8 +91,8 @@ impl Index {
 impl Archive {
     /// Where it is.
     pub(crate) fn url(&self, fetcher: &Fetcher<'_>) -> Result<Uri, FetchError> {
-        fetcher.settings().archive(&self.name, &self.link).ok_or_else(|| {
-            FetchError::WrongContent { problem: format!("its link {:?} is no URL", self.link) }
+        fetcher.settings().archive(&self.name, &self.link).ok_or_else(|| FetchError::WrongContent {
+            problem: format!("its link {:?} is no URL", self.link),
         })
     }
 

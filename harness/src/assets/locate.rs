@@ -245,7 +245,10 @@ fn usable(path: &Path) -> Result<(), String> {
 }
 
 /// The Kubernetes version that a binary says it has; `None` for etcd, which has none.
-pub(super) async fn reported_version(binary: Binary, path: &Path) -> Result<Option<Version>, String> {
+pub(super) async fn reported_version(
+    binary: Binary,
+    path: &Path,
+) -> Result<Option<Version>, String> {
     let (command, text) = answer(binary, path).await?;
     if binary == Binary::Etcd {
         return match text.starts_with("etcd Version") {

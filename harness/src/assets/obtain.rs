@@ -146,10 +146,9 @@ impl Obtain<'_> {
         };
         // kube-controller-manager is in no archive, so no index need be asked about it.
         if let (Some(version), [Binary::KubeControllerManager]) = (found, missing) {
-            let left = download::into_store(
-                store, fetcher_of_all, &version, None, missing, self.on_event,
-            )
-            .await?;
+            let left =
+                download::into_store(store, fetcher_of_all, &version, None, missing, self.on_event)
+                    .await?;
             return Ok(Downloaded::Version(version, left));
         }
         let index = self.index(fetcher).await?;
@@ -159,7 +158,12 @@ impl Obtain<'_> {
             return Ok(Downloaded::NotOffered(index.versions().collect()));
         };
         let left = download::into_store(
-            store, fetcher_of_all, &version, Some(archive), missing, self.on_event,
+            store,
+            fetcher_of_all,
+            &version,
+            Some(archive),
+            missing,
+            self.on_event,
         )
         .await?;
         Ok(Downloaded::Version(version, left))
@@ -175,9 +179,9 @@ impl Obtain<'_> {
                 }));
             };
             let url = self.settings.index();
-            Index::fetch(fetcher).await.map_err(|error: FetchError| {
-                Problem::of(error, "the index of releases", url)
-            })
+            Index::fetch(fetcher)
+                .await
+                .map_err(|error: FetchError| Problem::of(error, "the index of releases", url))
         };
         fetcher.index.get_or_try_init(|| ask).await
     }

@@ -71,8 +71,7 @@ impl Selector {
     /// Whether this version will do.
     #[must_use]
     pub fn allows(&self, version: &Version) -> bool {
-        let of_minor =
-            |major, minor| version.is_release() && version.is_of_minor(major, minor);
+        let of_minor = |major, minor| version.is_release() && version.is_of_minor(major, minor);
         match self.set {
             Set::Unsaid => true,
             Set::Released => version.is_release(),
@@ -141,9 +140,11 @@ impl FromStr for Selector {
             _ => {
                 if let Some(bound) = bare.strip_prefix("<=") {
                     match expression(bound).ok_or_else(bad)? {
-                        Set::Minor(major, minor) => {
-                            Set::Below(Version::new(major, minor.checked_add(1).ok_or_else(bad)?, 0))
-                        }
+                        Set::Minor(major, minor) => Set::Below(Version::new(
+                            major,
+                            minor.checked_add(1).ok_or_else(bad)?,
+                            0,
+                        )),
                         Set::Exact(version) => Set::AtMost(version),
                         _ => return Err(bad()),
                     }
@@ -248,8 +249,23 @@ mod tests {
     #[test]
     fn nonsense_is_named_in_the_error() {
         for text in [
-            "", "one", "1", "1.37.2.4", "1.+7", "1.37-beta", "newest", "1.x", "1.x.2", "~", "<",
-            ">1.36", "~1.36.x.y", "!", "latest-on-disk!", "1.36.1 ", "<65535.65535.x.",
+            "",
+            "one",
+            "1",
+            "1.37.2.4",
+            "1.+7",
+            "1.37-beta",
+            "newest",
+            "1.x",
+            "1.x.2",
+            "~",
+            "<",
+            ">1.36",
+            "~1.36.x.y",
+            "!",
+            "latest-on-disk!",
+            "1.36.1 ",
+            "<65535.65535.x.",
         ] {
             let error = text.parse::<Selector>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{text}: {error}");

@@ -7,7 +7,8 @@ use http::{HeaderValue, Uri};
 use super::{AssetError, Binary, Version, platform};
 
 /// setup-envtest's own (`--index`), and the only place of the archives that it knows.
-const INDEX: &str = "https://raw.githubusercontent.com/kubernetes-sigs/controller-tools/HEAD/envtest-releases.yaml";
+const INDEX: &str =
+    "https://raw.githubusercontent.com/kubernetes-sigs/controller-tools/HEAD/envtest-releases.yaml";
 
 /// Where Kubernetes publishes its binaries.
 const RELEASES: &str = "https://dl.k8s.io";
@@ -139,9 +140,8 @@ impl Settings {
 
     /// Whether the token may be sent there: to the place that somebody named, and nowhere else.
     pub(crate) fn trusts(&self, url: &Uri) -> bool {
-        let same = |place: &Uri| {
-            (place.scheme(), place.authority()) == (url.scheme(), url.authority())
-        };
+        let same =
+            |place: &Uri| (place.scheme(), place.authority()) == (url.scheme(), url.authority());
         same(&self.index) || self.mirror.as_ref().is_some_and(same)
     }
 }

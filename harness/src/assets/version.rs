@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_they_come_out() {
-        let texts = ["1.36.3", "1.37.0-alpha.3", "1.37.0-beta.0", "1.37.0-rc.1", "1.37.0", "1.37.1"];
+        let texts =
+            ["1.36.3", "1.37.0-alpha.3", "1.37.0-beta.0", "1.37.0-rc.1", "1.37.0", "1.37.1"];
         let versions: Vec<Version> = texts.iter().map(|text| text.parse().unwrap()).collect();
         assert!(versions.is_sorted(), "{versions:?}");
         let shown: Vec<_> = versions.iter().map(ToString::to_string).collect();
@@ -173,9 +174,9 @@ mod tests {
             for required in
                 [format!("k8s.io/kubernetes v{version}"), format!("etcd/server/v3 v{etcd}")]
             {
-                let found = go_mod.lines().any(|line| {
-                    line.trim().trim_end_matches(" // indirect").ends_with(&required)
-                });
+                let found = go_mod
+                    .lines()
+                    .any(|line| line.trim().trim_end_matches(" // indirect").ends_with(&required));
                 assert!(found, "{version}: no {required:?}");
             }
             assert!(go_sum.contains(&format!("k8s.io/kubernetes v{version} h1:")), "{version}");

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "container")]
+use super::OfficialTags;
 use super::event::{Event, OnEvent};
 use super::fetch::Pace;
 use super::obtain::{Lazy, Obtain};
@@ -11,8 +13,6 @@ use super::settings::{Chosen, Reach, Settings};
 use super::store::Store;
 use super::version::PINNED;
 use super::{AssetError, Assets, Binary, Selector, Version, build};
-#[cfg(feature = "container")]
-use super::OfficialTags;
 
 /// Which binaries are wanted.
 ///
@@ -260,7 +260,14 @@ impl Wanted {
         store: Option<&'a Store>,
         on_event: OnEvent<'a>,
     ) -> Obtain<'a> {
-        Obtain { wanted: self, settings, store, pace: Pace::default(), variable: &environment, on_event }
+        Obtain {
+            wanted: self,
+            settings,
+            store,
+            pace: Pace::default(),
+            variable: &environment,
+            on_event,
+        }
     }
 
     async fn within_limit<T>(

@@ -74,7 +74,11 @@ pub(crate) enum FetchError {
 /// How one try ended that did not succeed.
 enum Failure {
     /// Another one may.
-    Passing { problem: String, pause: Option<Duration>, no_connection: bool },
+    Passing {
+        problem: String,
+        pause: Option<Duration>,
+        no_connection: bool,
+    },
     Final(FetchError),
 }
 
@@ -194,12 +198,7 @@ impl<'a> Fetcher<'a> {
         Ok(page.into())
     }
 
-    async fn try_file(
-        &self,
-        what: &str,
-        url: &Uri,
-        partial: &mut Partial,
-    ) -> Result<(), Failure> {
+    async fn try_file(&self, what: &str, url: &Uri, partial: &mut Partial) -> Result<(), Failure> {
         let write = |error| Failure::Final(FetchError::Write(error));
         let response = self.send(url, partial.range()).await?;
         partial.begin(&response).await.map_err(write)?.map_err(Failure::passing)?;
@@ -258,7 +257,9 @@ impl<'a> Fetcher<'a> {
             let next = location
                 .and_then(|location| against(&url, location.to_str().ok()?))
                 // What was asked for with TLS does not come without.
-                .filter(|next| url.scheme_str() != Some("https") || next.scheme_str() == Some("https"));
+                .filter(|next| {
+                    url.scheme_str() != Some("https") || next.scheme_str() == Some("https")
+                });
             let Some(next) = next else {
                 let problem = format!("{url} points elsewhere, but to no usable address");
                 return Err(Failure::Final(FetchError::Unreachable { problem }));
@@ -349,9 +350,10 @@ struct Tries {
 
 fn judge(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     let status = response.status();
-    let pause = response.headers().get(header::RETRY_AFTER).and_then(|value| {
-        pause_asked_for(value.to_str().ok()?, time::OffsetDateTime::now_utc())
-    });
+    let pause = response
+        .headers()
+        .get(header::RETRY_AFTER)
+        .and_then(|value| pause_asked_for(value.to_str().ok()?, time::OffsetDateTime::now_utc()));
     let problem = format!("the server answered {status}");
     match status {
         status if status.is_success() => Ok(response),
@@ -369,7 +371,9 @@ fn judge(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
             Err(Failure::Passing { problem, pause, no_connection: false })
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            let problem = format!("{problem}; LAGGARD_ASSETS_TOKEN is sent to a mirror or index that you name");
+            let problem = format!(
+                "{problem}; LAGGARD_ASSETS_TOKEN is sent to a mirror or index that you name"
+            );
             Err(Failure::Final(FetchError::Unreachable { problem }))
         }
         _ => Err(Failure::Final(FetchError::Unreachable { problem })),

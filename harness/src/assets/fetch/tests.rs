@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::assets::settings::Chosen;
+use crate::assets::testing::mirror::sha512;
 use crate::assets::testing::server::{Reply, Server};
-use crate::assets::testing::sha512;
 
 /// No test waits for a clock that could be waited for in a shorter time.
 pub(crate) const QUICK: Pace = Pace {
@@ -17,8 +17,9 @@ pub(crate) const QUICK: Pace = Pace {
 };
 
 pub(crate) fn settings(chosen: Chosen, variables: &[(&str, &str)]) -> Settings {
-    let variable =
-        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+    let variable = |name: &str| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+    };
     Settings::resolve(&chosen, &variable).unwrap()
 }
 

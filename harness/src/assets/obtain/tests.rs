@@ -11,8 +11,8 @@ use super::*;
 use crate::assets::fetch::tests::{QUICK, settings};
 use crate::assets::platform;
 use crate::assets::settings::Chosen;
+use crate::assets::testing::mirror::{ARCHIVED, archive, mirror, sha512, stand_in};
 use crate::assets::testing::server::{Reply, Server};
-use crate::assets::testing::{archive, archive_of, mirror, sha512, stand_in};
 
 struct Machine {
     root: tempfile::TempDir,
@@ -78,7 +78,7 @@ async fn what_is_missing_is_downloaded_once_and_then_found_without_asking() {
     assert_eq!(assets.version().unwrap().to_string(), "1.36.2");
     for binary in Binary::ALL {
         let path = assets.path(binary).unwrap();
-        assert!(fs::read(path).unwrap() == stand_in(binary, "1.36.2"), "{binary}");
+        assert!(fs::read(path).unwrap() == stand_in(binary.name(), "1.36.2"), "{binary}");
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o555);
         assert!(path.starts_with(machine.store().directory(&"1.36.2".parse().unwrap())));
     }
@@ -156,17 +156,14 @@ async fn where_only_the_controller_manager_is_missing_that_of_the_same_version_c
     fs::create_dir_all(&directory).unwrap();
     for binary in [Binary::Etcd, Binary::KubeApiserver, Binary::Kubectl] {
         let path = directory.join(binary.name());
-        fs::write(&path, stand_in(binary, "1.36.1")).unwrap();
+        fs::write(&path, stand_in(binary.name(), "1.36.1")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).unwrap();
     }
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o555)).unwrap();
     let assets = machine.get("1.36").await.unwrap();
     let path = assets.path(Binary::KubeControllerManager).unwrap();
     assert_eq!(path, directory.join("kube-controller-manager"));
-    assert_eq!(
-        server.paths(),
-        [format!("{}.sha512", manager("1.36.1")), manager("1.36.1")]
-    );
+    assert_eq!(server.paths(), [format!("{}.sha512", manager("1.36.1")), manager("1.36.1")]);
 }
 
 #[tokio::test]
@@ -182,9 +179,12 @@ async fn a_damaged_file_is_told_of_and_obtained_anew() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).unwrap();
     machine.get("1.36").await.unwrap();
     assert!(fs::read(&path).unwrap() == whole);
-    let told = machine.events.lock().unwrap().iter().any(
-        |event| matches!(event, Event::Damaged { path: damaged, .. } if *damaged == path),
-    );
+    let told = machine
+        .events
+        .lock()
+        .unwrap()
+        .iter()
+        .any(|event| matches!(event, Event::Damaged { path: damaged, .. } if *damaged == path));
     assert!(told);
 }
 
@@ -269,7 +269,7 @@ fn wrong_mirrors() -> Vec<(&'static str, BTreeMap<String, Vec<u8>>, &'static str
     let with_archive = |content: Vec<u8>| {
         let mut files = good();
         let index = String::from_utf8(files[INDEX].clone()).unwrap();
-        let index = index.replace(&sha512(&archive(version)), &sha512(&content));
+        let index = index.replace(&sha512(&archive(&ARCHIVED, version)), &sha512(&content));
         files.insert(INDEX.to_owned(), index.into_bytes());
         files.insert(name(version), content);
         files
@@ -288,21 +288,41 @@ fn wrong_mirrors() -> Vec<(&'static str, BTreeMap<String, Vec<u8>>, &'static str
         builder.append(&header, std::io::empty()).unwrap();
         builder.into_inner().unwrap().finish().unwrap()
     };
-    let whole = archive(version);
+    let whole = archive(&ARCHIVED, version);
     vec![
         ("an index of HTML", with(INDEX, b"<!DOCTYPE html><p>Sign in"), "a page of HTML"),
-        ("an index without a checksum", {
-            let index = String::from_utf8(good()[INDEX].clone()).unwrap();
-            with(INDEX, index.replace(&sha512(&whole), "none").as_bytes())
-        }, "no usable checksum for it: \"none\""),
+        (
+            "an index without a checksum",
+            {
+                let index = String::from_utf8(good()[INDEX].clone()).unwrap();
+                with(INDEX, index.replace(&sha512(&whole), "none").as_bytes())
+            },
+            "no usable checksum for it: \"none\"",
+        ),
         ("another archive than promised", with(&name(version), b"other"), "instead of SHA-512"),
-        ("a path that leads out", with_archive(hostile("../etcd", tar::EntryType::Regular)), "leads out"),
-        ("a link", with_archive(hostile("controller-tools/envtest/etcd", tar::EntryType::Symlink)), "Symlink"),
+        (
+            "a path that leads out",
+            with_archive(hostile("../etcd", tar::EntryType::Regular)),
+            "leads out",
+        ),
+        (
+            "a link",
+            with_archive(hostile("controller-tools/envtest/etcd", tar::EntryType::Symlink)),
+            "Symlink",
+        ),
         ("half an archive", with_archive(whole[..whole.len() / 2].to_vec()), "cannot be read"),
         ("no archive", with_archive(b"<html>".to_vec()), "cannot be read"),
-        ("an archive without etcd", with_archive(archive_of(&[Binary::KubeApiserver, Binary::Kubectl], version)), "there is no etcd in it"),
-        ("another version", with_archive(archive("1.36.1")), "says that it is 1.36.1"),
-        ("no checksum", with(&format!("{}.sha512", manager(version)), b"<html>"), "\"<html>\" is none"),
+        (
+            "an archive without etcd",
+            with_archive(archive(&ARCHIVED[1..], version)),
+            "there is no etcd in it",
+        ),
+        ("another version", with_archive(archive(&ARCHIVED, "1.36.1")), "says that it is 1.36.1"),
+        (
+            "no checksum",
+            with(&format!("{}.sha512", manager(version)), b"<html>"),
+            "\"<html>\" is none",
+        ),
         ("another controller-manager", with(&manager(version), b"other"), "instead of SHA-512"),
     ]
 }

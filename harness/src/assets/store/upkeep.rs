@@ -73,21 +73,18 @@ impl Store {
             for binary in binaries {
                 let path = self.file(&version, binary);
                 let store = self.clone();
-                let look = tokio::task::spawn_blocking(move || {
-                    store.check_thoroughly(&version, binary)
-                });
+                let look =
+                    tokio::task::spawn_blocking(move || store.check_thoroughly(&version, binary));
                 let verdict = match look.await {
                     Ok(Ok(Known::AsRecorded)) => Verdict::Intact,
-                    Ok(Ok(Known::Nothing)) => {
-                        match locate::reported_version(binary, &path).await {
-                            Ok(None) => Verdict::Unrecorded,
-                            Ok(Some(reported)) if reported == version => Verdict::Unrecorded,
-                            Ok(Some(reported)) => {
-                                Verdict::Damaged(format!("it says that it is {reported}"))
-                            }
-                            Err(problem) => Verdict::Damaged(problem),
+                    Ok(Ok(Known::Nothing)) => match locate::reported_version(binary, &path).await {
+                        Ok(None) => Verdict::Unrecorded,
+                        Ok(Some(reported)) if reported == version => Verdict::Unrecorded,
+                        Ok(Some(reported)) => {
+                            Verdict::Damaged(format!("it says that it is {reported}"))
                         }
-                    }
+                        Err(problem) => Verdict::Damaged(problem),
+                    },
                     Ok(Err(problem)) => Verdict::Damaged(problem),
                     Err(error) => Verdict::Damaged(error.to_string()),
                 };
@@ -114,7 +111,8 @@ impl Store {
         let on_event: OnEvent<'_> = &on_event;
         let mut removed = Vec::new();
         let versions = self.versions();
-        let chosen = versions.iter().filter(|version| selector.is_some_and(|it| it.allows(version)));
+        let chosen =
+            versions.iter().filter(|version| selector.is_some_and(|it| it.allows(version)));
         for version in chosen {
             let lock = match prune {
                 Prune::Remove => Some(self.lock(version, "removes it", on_event).await?),
