@@ -1,5 +1,6 @@
 //! What can go wrong while the servers are looked for or built.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,19 +20,8 @@ pub enum AssetError {
         text: String,
     },
     /// A version that is neither on this machine nor can be downloaded or built.
-    #[error("{}", unknown(wanted, buildable, installed, offered, why_not_downloaded))]
-    UnknownVersion {
-        /// What was asked for.
-        wanted: String,
-        /// What can be built.
-        buildable: Vec<Version>,
-        /// What is in the store.
-        installed: Vec<Version>,
-        /// What the index has for this kind of machine; empty where it was not asked.
-        offered: Vec<Version>,
-        /// Why it was not downloaded.
-        why_not_downloaded: String,
-    },
+    #[error("{0}")]
+    UnknownVersion(Box<UnknownVersion>),
     /// A place that was named explicitly, and cannot be used.
     #[error("{source_name} cannot be used: {problem}; correct it or unset it")]
     BadSource {
@@ -41,19 +31,8 @@ pub enum AssetError {
         problem: String,
     },
     /// There is no binary, and none can be had.
-    #[error("{}", not_found(binaries, version, looked_at, why_not_downloaded, why_not_built))]
-    NotFound {
-        /// What is missing.
-        binaries: Vec<Binary>,
-        /// The version that was looked for.
-        version: String,
-        /// Every place that was looked at, with what was found there.
-        looked_at: Vec<String>,
-        /// Why it was not downloaded.
-        why_not_downloaded: String,
-        /// Why it was not built.
-        why_not_built: String,
-    },
+    #[error("{0}")]
+    NotFound(Box<NotFound>),
     /// A download did not come, however often it was tried.
     #[error(
         "failed to download {what}: {problem}; \
@@ -129,52 +108,81 @@ impl AssetError {
     }
 }
 
-fn unknown(
-    wanted: &str,
-    buildable: &[Version],
-    installed: &[Version],
-    offered: &[Version],
-    why_not_downloaded: &str,
-) -> String {
-    let list = |versions: &[Version]| match versions {
-        [] => "none".to_owned(),
-        versions => {
-            let texts: Vec<_> = versions.iter().map(ToString::to_string).collect();
-            texts.join(", ")
-        }
-    };
-    let mut text = format!(
-        "Kubernetes {wanted} is not on this machine, and can be neither downloaded nor built\n  \
-         in the store: {}\n  can be built: {}\n",
-        list(installed),
-        list(buildable),
-    );
-    if !offered.is_empty() {
-        text.push_str(&format!("  can be downloaded: {}\n", list(offered)));
-    }
-    text.push_str(&format!(
-        "  not downloaded: {why_not_downloaded}\n  \
-         ask for one of these, or point KUBEBUILDER_ASSETS at a directory that has {wanted}"
-    ));
-    text
+/// A version that cannot be had, and those that can.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnknownVersion {
+    /// What was asked for.
+    pub wanted: String,
+    /// What can be built.
+    pub buildable: Vec<Version>,
+    /// What is in the store.
+    pub installed: Vec<Version>,
+    /// What the index has for this kind of machine; empty where it was not asked.
+    pub offered: Vec<Version>,
+    /// Why it was not downloaded.
+    pub why_not_downloaded: String,
 }
 
-fn not_found(
-    binaries: &[Binary],
-    version: &str,
-    looked_at: &[String],
-    why_not_downloaded: &str,
-    why_not_built: &str,
-) -> String {
-    let names: Vec<_> = binaries.iter().map(|binary| binary.name()).collect();
-    format!(
-        "no {} of Kubernetes {version} on this machine\n  looked at:\n    {}\n  \
-         not downloaded: {why_not_downloaded}\n  not built: {why_not_built}\n  \
-         three ways out:\n    1. with a network, or Go 1.26 and its module cache: \
-         `laggard assets get {version}`\n    \
-         2. `setup-envtest use {version}` fetches it into the same store (kube-controller-manager excepted)\n    \
-         3. point KUBEBUILDER_ASSETS, or TEST_ASSET_… for one binary, at what you have",
-        names.join(", "),
-        looked_at.join("\n    "),
-    )
+impl fmt::Display for UnknownVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, buildable, installed, offered, why_not_downloaded } = self;
+        writeln!(
+            f,
+            "Kubernetes {wanted} is not on this machine, and can be neither downloaded nor built"
+        )?;
+        writeln!(f, "  in the store: {}", list(installed))?;
+        writeln!(f, "  can be built: {}", list(buildable))?;
+        if !offered.is_empty() {
+            writeln!(f, "  can be downloaded: {}", list(offered))?;
+        }
+        writeln!(f, "  not downloaded: {why_not_downloaded}")?;
+        write!(
+            f,
+            "  ask for one of these, or point KUBEBUILDER_ASSETS at a directory that has {wanted}"
+        )
+    }
+}
+
+/// Binaries that are not there, every place that was looked at, and why none was obtained.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct NotFound {
+    /// What is missing.
+    pub binaries: Vec<Binary>,
+    /// The version that was looked for.
+    pub version: String,
+    /// Every place that was looked at, with what was found there.
+    pub looked_at: Vec<String>,
+    /// Why it was not downloaded.
+    pub why_not_downloaded: String,
+    /// Why it was not built.
+    pub why_not_built: String,
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { binaries, version, looked_at, why_not_downloaded, why_not_built } = self;
+        let names = list(binaries);
+        writeln!(f, "no {names} of Kubernetes {version} on this machine\n  looked at:")?;
+        for place in looked_at {
+            writeln!(f, "    {place}")?;
+        }
+        writeln!(f, "  not downloaded: {why_not_downloaded}")?;
+        writeln!(f, "  not built: {why_not_built}")?;
+        write!(
+            f,
+            "  three ways out:\n    \
+             1. with a network, or Go 1.26 and its module cache: `laggard assets get {version}`\n    \
+             2. `setup-envtest use {version}` fetches it into the same store (kube-controller-manager excepted)\n    \
+             3. point KUBEBUILDER_ASSETS, or TEST_ASSET_… for one binary, at what you have"
+        )
+    }
+}
+
+fn list(items: &[impl fmt::Display]) -> String {
+    match items {
+        [] => "none".to_owned(),
+        items => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }

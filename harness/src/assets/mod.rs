@@ -44,7 +44,7 @@ mod wanted;
 
 use std::path::{Path, PathBuf};
 
-pub use error::AssetError;
+pub use error::{AssetError, NotFound, UnknownVersion};
 pub use event::Event;
 pub use selector::Selector;
 pub use store::{Checked, Prune, Removed, Store, Verdict};

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::download::{self, Problem};
+use super::error::{NotFound, UnknownVersion};
 use super::event::{Event, OnEvent};
 use super::fetch::{FetchError, Fetcher, Pace};
 use super::index::Index;
@@ -56,13 +57,13 @@ impl Obtain<'_> {
         }
         let looked_at = search.looked_at().to_vec();
         if self.settings.reach == Reach::Installed || selector.is_on_disk() {
-            return Err(AssetError::NotFound {
+            return Err(AssetError::NotFound(Box::new(NotFound {
                 binaries: missing,
                 version: selector.to_string(),
                 looked_at,
                 why_not_downloaded: "only what is installed was asked for".to_owned(),
                 why_not_built: "only what is installed was asked for".to_owned(),
-            });
+            })));
         }
         self.obtain(&fetcher, &asked, &selector, assets, missing, looked_at).await
     }
@@ -108,20 +109,22 @@ impl Obtain<'_> {
             return Ok(assets);
         }
         let Some(pinned) = buildable(asked, chosen) else {
-            return Err(AssetError::UnknownVersion {
+            return Err(AssetError::UnknownVersion(Box::new(UnknownVersion {
                 wanted: selector.to_string(),
                 buildable: PINNED.iter().map(|pinned| pinned.version).collect(),
                 installed: store.versions(),
                 offered,
                 why_not_downloaded,
-            });
+            })));
         };
-        let no_go = |why_not_built| AssetError::NotFound {
-            binaries: missing.clone(),
-            version: pinned.version.to_string(),
-            looked_at,
-            why_not_downloaded,
-            why_not_built,
+        let no_go = |why_not_built| {
+            AssetError::NotFound(Box::new(NotFound {
+                binaries: missing.clone(),
+                version: pinned.version.to_string(),
+                looked_at,
+                why_not_downloaded,
+                why_not_built,
+            }))
         };
         build::into_store(store, pinned, &missing, self.settings.reach, no_go, self.on_event)
             .await?;

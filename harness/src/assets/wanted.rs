@@ -6,6 +6,7 @@ use std::time::Duration;
 
 #[cfg(feature = "container")]
 use super::OfficialTags;
+use super::error::{NotFound, UnknownVersion};
 use super::event::{Event, OnEvent};
 use super::fetch::Pace;
 use super::obtain::{Lazy, Obtain};
@@ -153,21 +154,25 @@ impl Wanted {
             let selector = self.selector()?;
             let settings = self.settings()?;
             let store = Store::of_this_user()?.ok_or_else(AssetError::no_home)?;
-            let pinned = selector.pinned().ok_or_else(|| AssetError::UnknownVersion {
-                wanted: selector.to_string(),
-                buildable: PINNED.iter().map(|pinned| pinned.version).collect(),
-                installed: store.versions(),
-                offered: Vec::new(),
-                why_not_downloaded: "a build was asked for".to_owned(),
+            let pinned = selector.pinned().ok_or_else(|| {
+                AssetError::UnknownVersion(Box::new(UnknownVersion {
+                    wanted: selector.to_string(),
+                    buildable: PINNED.iter().map(|pinned| pinned.version).collect(),
+                    installed: store.versions(),
+                    offered: Vec::new(),
+                    why_not_downloaded: "a build was asked for".to_owned(),
+                }))
             })?;
             let missing = store.missing(&pinned.version, &self.binaries);
             if !missing.is_empty() {
-                let no_go = |why_not_built| AssetError::NotFound {
-                    binaries: missing.clone(),
-                    version: pinned.version.to_string(),
-                    looked_at: vec![store.path().display().to_string()],
-                    why_not_downloaded: "a build was asked for".to_owned(),
-                    why_not_built,
+                let no_go = |why_not_built| {
+                    AssetError::NotFound(Box::new(NotFound {
+                        binaries: missing.clone(),
+                        version: pinned.version.to_string(),
+                        looked_at: vec![store.path().display().to_string()],
+                        why_not_downloaded: "a build was asked for".to_owned(),
+                        why_not_built,
+                    }))
                 };
                 // Where a build is asked for, what it needs may be downloaded.
                 let reach = settings.reach.max(Reach::Offline);

@@ -4,6 +4,7 @@
 mod container;
 mod lag;
 mod life;
+mod minors;
 mod readme;
 mod start;
 mod world;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Output, Stdio};
 
-use crate::machine::{Machine, eventually, text};
+use crate::machine::{Machine, eventually, skipped, text};
 use crate::mirror::{mirror, platform, stand_in};
 use crate::server::{Reply, Server};
 
@@ -140,7 +140,7 @@ fn offline_asks_nobody_whatever_it_is_told_of() {
         command.arg(env!("CARGO_BIN_EXE_laggard")).args(arguments);
         match command.output() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                eprintln!("SKIPPED: there is no strace, so the system calls were not counted");
+                skipped("there is no strace, so the system calls were not counted");
             }
             output => {
                 let output = output.unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use crate::machine::{Machine, text};
+use crate::machine::{Machine, skipped, text};
 use crate::mirror::{mirror, platform, stand_in};
 use crate::server::Server;
 
@@ -16,7 +16,7 @@ fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().unwrap();
     let is_root = text(&id.stdout).trim() == "0";
     if !is_root {
-        eprintln!("SKIPPED: only root can make such a machine");
+        skipped("only root can make such a machine");
     }
     is_root
 }

@@ -100,6 +100,12 @@ pub(crate) fn is_running(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
+/// A case that this machine does not allow: visibly so.
+#[expect(clippy::print_stderr, reason = "a test that did not run must not look as if it had")]
+pub(crate) fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}
+
 /// Another process's doing: there is no event that reaches us.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();

@@ -5,6 +5,7 @@ mod build;
 mod downloads;
 mod faults;
 mod machine;
+mod real;
 mod upkeep;
 
 // The library's own tests use these, too.

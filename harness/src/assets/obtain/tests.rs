@@ -11,7 +11,7 @@ use super::*;
 use crate::assets::fetch::tests::{QUICK, settings};
 use crate::assets::platform;
 use crate::assets::settings::Chosen;
-use crate::assets::testing::mirror::{ARCHIVED, archive, mirror, sha512, stand_in};
+use crate::assets::testing::mirror::{ARCHIVED, mirror, packed, sha512, stand_in};
 use crate::assets::testing::server::{Reply, Server};
 
 struct Machine {
@@ -256,8 +256,17 @@ async fn a_download_that_is_given_up_leaves_nothing() {
     assert!(machine.versions().is_empty());
 }
 
-/// A mirror with one thing wrong, and a word of what is said about it.
-fn wrong_mirrors() -> Vec<(&'static str, BTreeMap<String, Vec<u8>>, &'static str)> {
+/// An archive as envtest's, of stand-ins.
+fn archive(binaries: &[&str], version: &str) -> Vec<u8> {
+    let contents: Vec<_> =
+        binaries.iter().map(|binary| (*binary, stand_in(binary, version))).collect();
+    packed(&contents)
+}
+
+/// What is wrong with a mirror, its files, and a word of what is said about it.
+type WrongMirror = (&'static str, BTreeMap<String, Vec<u8>>, &'static str);
+
+fn wrong_mirrors() -> Vec<WrongMirror> {
     let version = "1.36.2";
     let good = || mirror(&[version]);
     let with = |path: &str, content: &[u8]| {

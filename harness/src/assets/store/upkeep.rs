@@ -165,6 +165,7 @@ impl Store {
 
 /// Whether to remove, or only to say what would be removed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Prune {
     /// Remove.
     Remove,

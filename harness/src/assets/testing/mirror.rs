@@ -21,15 +21,14 @@ pub(crate) fn stand_in(binary: &str, version: &str) -> Vec<u8> {
 }
 
 /// An archive as envtest's.
-pub(crate) fn archive(binaries: &[&str], version: &str) -> Vec<u8> {
+pub(crate) fn packed(contents: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut builder = tar::Builder::new(encoder);
-    for binary in binaries {
-        let content = stand_in(binary, version);
+    for (name, content) in contents {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o755);
-        let path = format!("controller-tools/envtest/{binary}");
+        let path = format!("controller-tools/envtest/{name}");
         builder.append_data(&mut header, path, content.as_slice()).unwrap();
     }
     builder.into_inner().unwrap().finish().unwrap()
@@ -50,20 +49,32 @@ pub(crate) fn platform() -> (&'static str, &'static str) {
     (if os == "macos" { "darwin" } else { os }, architecture)
 }
 
-/// A mirror's files: the index, the archives of these versions, and their controller-managers.
+/// A mirror's files, of stand-ins: the index, the archives of these versions, and their
+/// controller-managers.
 pub(crate) fn mirror(versions: &[&str]) -> BTreeMap<String, Vec<u8>> {
+    let contents = |version: &&str| {
+        let content = |binary: &'static str| (binary, stand_in(binary, version));
+        let manager = stand_in("kube-controller-manager", version);
+        ((*version).to_owned(), ARCHIVED.map(content).to_vec(), manager)
+    };
+    mirror_of(versions.iter().map(contents))
+}
+
+/// A mirror's files: for each version what goes into its archive, and its controller-manager.
+pub(crate) fn mirror_of(
+    versions: impl IntoIterator<Item = (String, Vec<(&'static str, Vec<u8>)>, Vec<u8>)>,
+) -> BTreeMap<String, Vec<u8>> {
     let (os, architecture) = platform();
     let mut files = BTreeMap::new();
     let mut index = "releases:\n".to_owned();
-    for version in versions {
+    for (version, archived, manager) in versions {
         let name = format!("envtest-v{version}-{os}-{architecture}.tar.gz");
-        let content = archive(&ARCHIVED, version);
+        let content = packed(&archived);
         index.push_str(&format!(
             "  v{version}:\n    {name}:\n      hash: {}\n      selfLink: https://example.invalid/{name}\n",
             sha512(&content)
         ));
         files.insert(format!("/{name}"), content);
-        let manager = stand_in("kube-controller-manager", version);
         let path = format!("/release/v{version}/bin/{os}/{architecture}/kube-controller-manager");
         files.insert(format!("{path}.sha512"), sha512(&manager).into_bytes());
         files.insert(path, manager);
