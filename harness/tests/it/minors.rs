@@ -1,6 +1,7 @@
 //! Each minor that is pinned: its plane starts and does its work.
 
 use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams, WatchEvent, WatchParams};
@@ -61,13 +62,15 @@ async fn a_plane_of_it_starts_and_its_controllers_work(
         },
     }))?;
     sets.create(&PostParams::default(), &set).await?;
-    let events = pods.watch(&WatchParams::default().timeout(30), "0").await?;
-    let mut events = std::pin::pin!(events);
-    let event = futures::TryStreamExt::try_next(&mut events).await?;
-    match event.context("no pod within 30 s")? {
-        WatchEvent::Added(pod) => ensure!(pod.metadata.name.as_deref() == Some("n-0"), "{pod:?}"),
-        other => anyhow::bail!("{other:?}"),
-    }
+    let mut events = pods.watch(&WatchParams::default().timeout(30), "0").await?.boxed();
+    let pod = loop {
+        match events.try_next().await?.context("no pod within 30 s")? {
+            WatchEvent::Added(pod) => break pod,
+            WatchEvent::Bookmark(_) => {}
+            other => anyhow::bail!("{other:?}"),
+        }
+    };
+    ensure!(pod.metadata.name.as_deref() == Some("n-0"), "{pod:?}");
     plane.stop().await?;
     Ok(())
 }
