@@ -54,6 +54,7 @@ mod answers;
 mod boundary;
 mod cache;
 mod choices;
+mod chronicle;
 mod engine;
 mod error;
 mod fence;
@@ -62,27 +63,33 @@ mod flips;
 mod layer;
 pub mod model;
 mod passes;
+mod reading;
+mod record;
 mod released;
 mod relist;
+mod replica;
 mod requests;
 mod selector;
 mod streams;
+pub(crate) mod tap;
 mod upstream;
 mod verbs;
 mod wire;
+mod worlds;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
-    boundary::{Boundary, Scheduler},
+    boundary::{Boundary, ReplyFault, Scheduler},
     cache::{Cache, ReadLog},
     choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},
     fence::FenceError,
     passes::{PassError, Passes},
     released::Released,
+    replica::ObserveError,
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
 };
@@ -159,9 +166,13 @@ impl Lag {
     /// for all handles on it.
     ///
     /// A fenced reply is handed back once every open stream that must show the write has *received* its event,
-    /// held or not. So [`behind`](StreamSelector::behind) is exact right after a write of these clients. A
-    /// write that changed nothing does not wait; a deletion waits for that of the object with its UID.
-    /// Writes of other clients, and events of other writes on their way, are not waited for.
+    /// held or not. A write that changed nothing does not wait; a deletion waits for that of the object with its
+    /// UID. So right after a write of these clients [`behind`](StreamSelector::behind) is exact for the streams
+    /// that show it: they have it, and all that anybody wrote before it, since a watch tells commits in their order.
+    ///
+    /// What somebody else wrote after it may be on its way; so may what somebody else wrote before it, where a
+    /// stream does not show this write, or where it changed nothing. Let them write through an
+    /// [`actor_client`](Self::actor_client), or wait with [`received`](StreamSelector::received).
     ///
     /// If the event does not arrive within the deadline, the request fails with a [`FenceError`] in a
     /// [`kube::Error::Service`], though the write has taken effect.
@@ -227,7 +238,8 @@ impl Lag {
     ///
     /// A boundary is the moment before the reply to a request of a [`client`](Self::client) is handed back, watches
     /// left out; the write has taken effect and is fenced. Replies go back in the order of their requests
-    /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first.
+    /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first. What others
+    /// write is among what waits once it has been received: see [`with_fences`](Self::with_fences).
     pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
         drop(self.engine.schedule.set(Some(Box::new(scheduler))));
     }
@@ -235,6 +247,15 @@ impl Lag {
     /// Asks no scheduler any more; holds stay as they are.
     pub fn clear_scheduler(&self) {
         drop(self.engine.schedule.set(None));
+    }
+
+    /// Waits until the scheduler has decided for the `count`th time, since this was made, that the process under
+    /// test ends ([`ReplyFault::Restart`]). The reply at which that was decided is never handed back: drop
+    /// the code under test, and begin it anew.
+    pub async fn restarted(&self, count: u64) {
+        let mut restarts = self.engine.restarts.subscribe();
+        // The sender lives as long as `self`.
+        let _ = restarts.wait_for(|restarts| *restarts >= count).await;
     }
 
     /// Names the streams that carry whole objects of `K`; to be narrowed, held and released.

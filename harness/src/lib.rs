@@ -65,6 +65,7 @@
 #![warn(missing_docs, clippy::exhaustive_enums)]
 
 pub mod assets;
+pub mod check;
 mod connect;
 pub mod explore;
 pub mod lag;
@@ -75,5 +76,6 @@ pub mod report;
 mod text;
 pub mod world;
 
+pub use check::{Check, Flips, check};
 pub use lag::Lag;
 pub use plane::Plane;

@@ -346,3 +346,17 @@ fn traced(on_event: impl Fn(Event) + Send + Sync) -> impl Fn(Event) + Send + Syn
         on_event(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gets_builds_and_lists_can_be_spawned() {
+        fn can_be_spawned(_: impl Send) {}
+        let wanted = Wanted::newest();
+        can_be_spawned(wanted.get(|_| ()));
+        can_be_spawned(wanted.build(|_| ()));
+        can_be_spawned(wanted.list(|_| ()));
+    }
+}

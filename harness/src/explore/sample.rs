@@ -23,6 +23,7 @@ pub struct Sample {
     time: Option<Duration>,
     parallel: usize,
     keep_going: bool,
+    exclusions: Vec<String>,
     clock: Arc<dyn Clock>,
 }
 
@@ -51,6 +52,7 @@ impl Sample {
             time: None,
             parallel: 1,
             keep_going: false,
+            exclusions: Vec::new(),
             clock: Arc::new(Stopwatch::start()),
         }
     }
@@ -70,6 +72,12 @@ impl Sample {
     /// Goes on after a failure.
     pub fn keep_going(mut self) -> Self {
         self.keep_going = true;
+        self
+    }
+
+    /// States something that no run can do, however many are drawn; printed with the verdict.
+    pub fn leaves_out(mut self, exclusion: impl Into<String>) -> Self {
+        self.exclusions.push(exclusion.into());
         self
     }
 
@@ -136,11 +144,13 @@ impl Sample {
             runs: u64::try_from(seen.len()).unwrap_or(u64::MAX) - impossible,
             failures: u64::try_from(failures.len()).unwrap_or(u64::MAX),
             impossible,
+            redundant: 0,
             points,
             naive,
             elapsed: elapsed(),
             shard: None,
-            exclusions: Vec::new(),
+            exclusions: self.exclusions.clone(),
+            worlds: None,
         };
         Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
     }

@@ -277,6 +277,7 @@ struct State<'a, R> {
     runs: u64,
     runs_by_cost: Vec<u64>,
     impossible: u64,
+    redundant: u64,
     points: usize,
     naive: u64,
     cut: BTreeSet<Bound>,
@@ -296,6 +297,7 @@ impl<'a, R> State<'a, R> {
             runs: 0,
             runs_by_cost: Vec::new(),
             impossible: 0,
+            redundant: 0,
             points: 0,
             naive: 0,
             cut: BTreeSet::new(),
@@ -345,7 +347,7 @@ impl<'a, R> State<'a, R> {
             }
             _ => choices.len(),
         };
-        self.branch(&node, choices, open);
+        self.branch(&node, choices, open, &judged.outcome.redundant);
         let is_baseline = node.fixed == 0;
         let counts = !is_baseline || self.search.counts_baseline();
         if !counts || matches!(judged.outcome.ending, Ending::Impossible { .. }) {
@@ -369,12 +371,22 @@ impl<'a, R> State<'a, R> {
     }
 
     /// Notes the other alternatives at the points that are neither fixed nor closed.
-    fn branch(&mut self, node: &Node, choices: &Arc<[Chosen]>, open: usize) {
+    fn branch(
+        &mut self,
+        node: &Node,
+        choices: &Arc<[Chosen]>,
+        open: usize,
+        redundant: &BTreeSet<(usize, usize)>,
+    ) {
         let mut spent = Spent::default();
         let mut siblings = Vec::new();
         for (at, chosen) in choices.iter().enumerate().take(open) {
             if at >= node.fixed {
                 for (taken, alt) in chosen.point.menu().iter().enumerate().skip(1) {
+                    if redundant.contains(&(at, taken)) {
+                        self.redundant += 1;
+                        continue;
+                    }
                     let spent = spent.plus(chosen.point.kind(), alt);
                     let cut = match self.search.bounds.lag.filter(|most| alt.lag > *most) {
                         Some(most) => Some(Bound::Lag(most)),
@@ -431,11 +443,13 @@ impl<'a, R> State<'a, R> {
             runs: self.runs,
             failures: u64::try_from(self.failures.len()).unwrap_or(u64::MAX),
             impossible: self.impossible,
+            redundant: self.redundant,
             points: self.points,
             naive: self.naive,
             elapsed,
             shard: self.search.shard,
             exclusions: self.search.exclusions.clone(),
+            worlds: None,
         };
         Explored {
             verdict,

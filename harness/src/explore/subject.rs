@@ -1,6 +1,6 @@
 //! What is explored: anything that can be run again with other choices.
 
-use std::{error::Error, future::Future};
+use std::{collections::BTreeSet, error::Error, future::Future};
 
 use super::Choices;
 
@@ -71,6 +71,9 @@ pub struct Outcome<R> {
     pub trace: Vec<String>,
     /// How many interleavings of single deliveries this run stands for; 1 if nobody counts.
     pub interleavings: u64,
+    /// Alternatives at points of this run, by the indices of point and alternative, that lead to nothing which
+    /// others do not lead to as well: the subject says so, and a search leaves them out.
+    pub redundant: BTreeSet<(usize, usize)>,
     /// What the subject keeps of it.
     pub record: R,
 }
@@ -79,13 +82,20 @@ impl<R> Outcome<R> {
     /// An outcome without a trace, standing for itself alone.
     #[must_use]
     pub fn new(ending: Ending, record: R) -> Self {
-        Self { ending, trace: Vec::new(), interleavings: 1, record }
+        Self { ending, trace: Vec::new(), interleavings: 1, redundant: BTreeSet::new(), record }
     }
 
     /// With these lines to compare.
     #[must_use]
     pub fn with_trace(mut self, trace: Vec<String>) -> Self {
         self.trace = trace;
+        self
+    }
+
+    /// Without need for these alternatives.
+    #[must_use]
+    pub fn with_redundant(mut self, redundant: BTreeSet<(usize, usize)>) -> Self {
+        self.redundant = redundant;
         self
     }
 

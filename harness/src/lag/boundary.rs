@@ -1,4 +1,5 @@
-//! Boundaries: the moment before a reply is handed back, at which a scheduler says what each stream shows.
+//! Boundaries: the moments at which a scheduler says what each stream shows: before a reply is handed back,
+//! and before a pass begins.
 //!
 //! A request has taken effect and its events have been received; its caller does not know yet. Between two replies a
 //! sequential pass does nothing but cached reads, so if streams move here and nowhere else, every
@@ -14,10 +15,14 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
+    chronicle::Entry,
     engine::{Engine, Registry},
     error::StreamError,
     filter::Filter,
-    model::{CachedRead, Connection, Identity, Request, StreamDescription},
+    model::{
+        AnsweredBy, CachedRead, Connection, Fault, Hold, Identity, Outcome, PointId, Request,
+        StreamDescription,
+    },
     released::Released,
     selector::StreamSelector,
 };
@@ -29,6 +34,13 @@ use super::{
 /// [`Lag`](super::Lag) back. [`Choices`](super::Choices) is the one that puts each decision to a
 /// [`Chooser`](super::model::Chooser).
 pub trait Scheduler: Send {
+    /// Called before anything else at the boundary of a write that the server has carried out: whether the
+    /// caller ever hears of it.
+    fn fault(&mut self, boundary: &Boundary) -> Option<ReplyFault> {
+        let _ = boundary;
+        None
+    }
+
     /// Called first at each boundary: what other actors do before any stream moves.
     ///
     /// They act through [`Lag::actor_client`](super::Lag::actor_client), so that the streams have received what
@@ -41,7 +53,8 @@ pub trait Scheduler: Send {
     /// How many of the events `waiting` in a held stream are released before the reply is handed back.
     ///
     /// Asked for each held, open stream in which something waits, in the order in which they were opened, those
-    /// that only trigger passes last. More than there are means all.
+    /// that only trigger passes last. Streams that are read through a [`Cache`](super::Cache) are left
+    /// out: they move by their reads. More than there are means all.
     fn release(
         &mut self,
         boundary: &Boundary,
@@ -69,22 +82,53 @@ pub trait Scheduler: Send {
         let _ = (stream, versions);
         0
     }
+
+    /// The name of the choice that was made last, for the record of the run; none by default.
+    fn last_point(&self) -> Option<PointId> {
+        None
+    }
 }
 
-/// The moment before a reply is handed back.
+/// What becomes of the reply to a write that has taken effect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum ReplyFault {
+    /// The connection breaks before it arrives.
+    Lost,
+    /// The process under test ends before it arrives: nothing is handed back to it any more. Whoever runs it
+    /// hears of it by [`Lag::restarted`](super::Lag::restarted).
+    Restart,
+}
+
+/// Whether a reply goes back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Reached {
+    HandedBack,
+    Lost,
+}
+
+/// The moment before a reply is handed back, or before a pass begins.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Boundary {
-    /// Counts the boundaries since the scheduler was set, from 1.
+    /// Counts the boundaries of its kind since the scheduler was set, from 1.
     pub number: u64,
-    /// The request, with what came of it so far.
-    pub request: Request,
+    /// The request, with what came of it so far; `None` before a pass.
+    pub request: Option<Request>,
+    /// The key of the pass that is about to begin.
+    pub pass: Option<String>,
 }
 
 impl fmt::Display for Boundary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Request { number, verb, .. } = &self.request;
-        write!(f, "boundary {} after #{number} {verb} {}", self.number, self.request.target())
+        match (&self.request, &self.pass) {
+            (Some(request), _) => {
+                let Request { number, verb, .. } = request;
+                write!(f, "boundary {} after #{number} {verb} {}", self.number, request.target())
+            }
+            (None, Some(key)) => write!(f, "the start of pass {} of {key}", self.number),
+            (None, None) => write!(f, "boundary {}", self.number),
+        }
     }
 }
 
@@ -96,12 +140,13 @@ pub(super) struct Schedule(Mutex<Scheduled>);
 pub(super) struct Scheduled {
     pub(super) scheduler: Option<Box<dyn Scheduler>>,
     boundaries: u64,
+    passes: u64,
 }
 
 impl Schedule {
     pub(super) fn set(&self, scheduler: Option<Box<dyn Scheduler>>) -> Option<Box<dyn Scheduler>> {
         let mut scheduled = self.lock();
-        scheduled.boundaries = 0;
+        (scheduled.boundaries, scheduled.passes) = (0, 0);
         std::mem::replace(&mut scheduled.scheduler, scheduler)
     }
 
@@ -123,6 +168,12 @@ impl Schedule {
         scheduled.boundaries
     }
 
+    fn next_pass(&self) -> u64 {
+        let mut scheduled = self.lock();
+        scheduled.passes += 1;
+        scheduled.passes
+    }
+
     fn lock(&self) -> MutexGuard<'_, Scheduled> {
         // A scheduler that panics has failed the run by that; what follows need not fail as well.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,15 +190,45 @@ impl fmt::Debug for Schedule {
 ///
 /// Replies go back in the order of their requests while a scheduler is set: one waits for those before it,
 /// as long as their callers do.
-pub(super) async fn reach(engine: &Arc<Engine>, number: u64) {
+pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
+    let mut reached = Reached::HandedBack;
     if engine.schedule.is_set() {
         engine.wait_for_ever(|registry| registry.is_first(number).then_some(())).await;
         if let Some(request) = engine.recorder.get(number) {
-            let boundary = Boundary { number: engine.schedule.next_boundary(), request };
+            let took_effect = request.verb.is_write()
+                && request.answered_by == AnsweredBy::Server
+                && matches!(request.outcome, Outcome::Status(200..=299));
+            let count = engine.schedule.next_boundary();
+            let boundary = Boundary { number: count, request: Some(request), pass: None };
+            let fault = took_effect
+                .then(|| engine.schedule.ask(|scheduler| scheduler.fault(&boundary)).flatten());
+            match fault.flatten() {
+                Some(ReplyFault::Restart) => {
+                    engine.change(|registry| registry.note(Entry::Fault(Fault::Restart)));
+                    engine.restarts.send_modify(|count| *count += 1);
+                    std::future::pending::<()>().await;
+                }
+                Some(ReplyFault::Lost) => {
+                    let fault = Fault::ReplyLost(number);
+                    engine.change(|registry| registry.note(Entry::Fault(fault)));
+                    reached = Reached::Lost;
+                }
+                None => {}
+            }
             schedule(engine, &boundary).await;
         }
     }
     catch_up(engine).await;
+    reached
+}
+
+/// What happens before a pass of `key` begins.
+pub(super) async fn reach_pass(engine: &Arc<Engine>, key: &str) {
+    if engine.schedule.is_set() {
+        let number = engine.schedule.next_pass();
+        let boundary = Boundary { number, request: None, pass: Some(key.to_owned()) };
+        schedule(engine, &boundary).await;
+    }
 }
 
 async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
@@ -158,12 +239,17 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
         let asked = engine.look(|registry| {
             let stream = &registry.streams[index];
             let waiting: Vec<Released> = stream.waiting().iter().map(Released::from).collect();
-            let moves = stream.is_held() && stream.connection() == Connection::Open;
+            let moves =
+                stream.is_held() && stream.connection() == Connection::Open && !stream.wrapped;
             (moves && !waiting.is_empty()).then(|| (stream.describe(), waiting))
         });
         let Some((stream, waiting)) = asked else { continue };
-        let count = engine.schedule.ask(|scheduler| scheduler.release(boundary, &stream, &waiting));
-        let count = count.unwrap_or_default().min(waiting.len());
+        let chosen = engine.schedule.ask(|scheduler| {
+            (scheduler.release(boundary, &stream, &waiting), scheduler.last_point())
+        });
+        let Some((count, point)) = chosen else { continue };
+        let count = count.min(waiting.len());
+        note_choice(engine, index, count, &waiting, point);
         if count == 0 {
             continue;
         }
@@ -172,6 +258,29 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
             engine.schedule.ask(|scheduler| scheduler.not_taken(boundary, &stream, error));
         }
     }
+}
+
+/// Writes down what was chosen for a stream: where its next events come from, and what is kept back.
+fn note_choice(
+    engine: &Engine,
+    index: usize,
+    count: usize,
+    waiting: &[Released],
+    point: Option<PointId>,
+) {
+    let first = waiting.get(count).and_then(Released::event);
+    engine.change(|registry| {
+        let stream = &mut registry.streams[index];
+        let end = stream.end_of_waiting(count).unwrap_or_else(|| stream.handed());
+        stream.released_at = point.clone().map(|point| (end, point));
+        // A hold that only goes on is not told again.
+        let goes_on = count == 0 && first.is_some() && stream.held_from == first;
+        stream.held_from.clone_from(&first);
+        if first.is_some() && !goes_on {
+            let behind = waiting.len() - count;
+            registry.note(Entry::Held(Hold { stream: index, behind, first, point }));
+        }
+    });
 }
 
 /// Brings each store up to what a wrapped read has shown of its stream already.
@@ -204,6 +313,14 @@ impl StreamSelector<()> {
         let _turn = self.turn(attempt, index, deadline).await?;
         self.release(attempt, index, deadline, |stream| stream.end_of_waiting(count)).await?;
         Ok(())
+    }
+
+    /// Releases what waits in the one stream that matches, and holds on.
+    pub(super) async fn release_what_waits(&self) -> Result<(), StreamError> {
+        let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
+        let index = self.only("release what waits", &chosen)?;
+        let count = self.engine.look(|registry| registry.streams[index].waiting().len());
+        if count == 0 { Ok(()) } else { self.release_waiting(index, count).await }
     }
 
     async fn catch_up(&self, index: usize) -> Result<(), StreamError> {

@@ -16,9 +16,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    engine::{Engine, Registry},
+    chronicle::Entry,
+    engine::{Engine, Which},
     error::StreamError,
-    model::{CachedRead, ObjectKey, Objects, Query, Seen, Site, answers_at},
+    model::{CachedRead, ObjectKey, Objects, Query, Site},
+    reading::{self, Compare, Projection, Question},
     selector::StreamSelector,
 };
 
@@ -57,9 +59,6 @@ pub struct Cache<K> {
 /// Objects by name and resource version.
 type Parsed<K> = HashMap<(ObjectKey, String), Arc<K>>;
 
-/// What of an object its reader looks at.
-type Projection = Arc<dyn Fn(&Value) -> Value + Send + Sync>;
-
 impl<K> StreamSelector<K> {
     /// A cache that reads the one stream that matches, once there is one; it stays with that stream over
     /// relists and restarts of its client.
@@ -69,6 +68,7 @@ impl<K> StreamSelector<K> {
     pub async fn cache(&self) -> Result<Cache<K>, StreamError> {
         let stream = self.find("make a cache of the stream", self.deadline()).await?;
         let engine = Arc::clone(&self.engine);
+        engine.change(|registry| registry.streams[stream].wrapped = true);
         Ok(Cache { engine, stream, parsed: Arc::default(), projection: None })
     }
 }
@@ -185,65 +185,13 @@ where
         compare: Compare,
     ) -> Vec<Arc<K>> {
         let site = Site { file: site.file().to_owned(), line: site.line() };
-        let menu = self.engine.look(|registry| self.menu(registry, site, query, select, compare));
-        let taken = match &menu[..] {
-            [_] => 0,
-            several => {
-                let reads: Vec<CachedRead> =
-                    several.iter().map(|answer| answer.read.clone()).collect();
-                let stream = self.engine.look(|registry| registry.streams[self.stream].describe());
-                // Nobody to ask: what the store shows.
-                let oldest = several.iter().enumerate().min_by_key(|(_, a)| a.read.position);
-                let present = oldest.map_or(0, |(index, _)| index);
-                let asked = self.engine.schedule.ask(|scheduler| scheduler.read(&stream, &reads));
-                asked.map_or(present, |taken| if taken < several.len() { taken } else { 0 })
-            }
-        };
-        let Some(answer) = menu.into_iter().nth(taken) else { return Vec::new() };
-        self.engine.change(|registry| {
-            registry.streams[self.stream].note_read(answer.read.incarnation, answer.read.position);
-        });
+        let which = Which::Client(self.stream);
+        let question = Question { which, query, site: Some(site), compare };
+        let answer = reading::read(&self.engine, question, select, self.projection.as_ref());
         let objects = answer.objects.iter().map(|(key, object)| self.parse(key, object)).collect();
+        self.engine.change(|registry| registry.note(Entry::Read(Box::new(answer.read.clone()))));
         self.engine.reads.push(answer.read);
         objects
-    }
-
-    /// The distinct answers, the newest first; one of them is that of the present position.
-    fn menu(
-        &self,
-        registry: &Registry,
-        site: Site,
-        query: Query,
-        select: &dyn Fn(&Objects<'_>) -> Vec<ObjectKey>,
-        compare: Compare,
-    ) -> Vec<Answered> {
-        let stream = &registry.streams[self.stream];
-        let view = stream.readable();
-        let taken_from = |objects: &Objects<'_>| -> Vec<(ObjectKey, Value)> {
-            let keys = select(objects).into_iter();
-            keys.filter_map(|key| Some((key.clone(), (*objects.get(&key)?).clone()))).collect()
-        };
-        let states: Vec<Vec<(ObjectKey, Value)>> = view.states(taken_from);
-        let compared: Vec<Value> =
-            states.iter().map(|objects| compare.of(objects, self.projection.as_ref())).collect();
-        let newest = compared.last().cloned().unwrap_or_default();
-        let offers = answers_at(0..=states.len() - 1, |at| &compared[at]);
-        let answers = offers.into_iter().map(|offer| {
-            let objects = states[offer.position].clone();
-            let read = CachedRead {
-                stream: self.stream,
-                incarnation: view.incarnation,
-                position: view.position + offer.position,
-                query: query.clone(),
-                answer: objects.iter().filter_map(|(_, object)| Seen::of(object)).collect(),
-                site: Some(site.clone()),
-                behind: states.len() - 1 - offer.position,
-                stale: compared[offer.position] != newest,
-                point: None,
-            };
-            Answered { read, objects }
-        });
-        answers.collect()
     }
 }
 
@@ -265,38 +213,6 @@ impl<K> fmt::Debug for Cache<K> {
 }
 
 static NO_LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
-
-/// One answer that a read may get.
-struct Answered {
-    read: CachedRead,
-    objects: Vec<(ObjectKey, Value)>,
-}
-
-/// What of an answer the code under test can see.
-#[derive(Clone, Copy)]
-enum Compare {
-    Objects,
-    Count,
-    /// Whether there is one.
-    Any,
-}
-
-impl Compare {
-    fn of(self, objects: &[(ObjectKey, Value)], projection: Option<&Projection>) -> Value {
-        match self {
-            Self::Count => Value::from(objects.len()),
-            Self::Any => Value::from(objects.is_empty()),
-            Self::Objects => objects
-                .iter()
-                .map(|(key, object)| match projection {
-                    // The name is seen in any case.
-                    Some(projection) => serde_json::json!([key.to_string(), projection(object)]),
-                    None => object.clone(),
-                })
-                .collect(),
-        }
-    }
-}
 
 fn all(objects: &Objects<'_>) -> Vec<ObjectKey> {
     objects.keys().map(|key| (*key).clone()).collect()

@@ -65,6 +65,13 @@ impl<C: Chooser> Choices<C> {
         self.record.clone()
     }
 
+    /// Puts a decision of another kind, about `subject`, to the chooser: the index in the menu, whose first
+    /// alternative must be free.
+    pub(crate) fn decide(&mut self, subject: &str, kind: Kind, menu: Vec<Alt>) -> usize {
+        let id = self.next(subject, kind);
+        self.choose(id, menu)
+    }
+
     fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
         // Menus are made below: not empty, the first free, the labels distinct.
         let Ok(point) = Point::new(id, menu) else { return 0 };
@@ -114,8 +121,7 @@ impl<C: Chooser> Scheduler for Choices<C> {
         let subject = self.subject(&stream.identity, stream.instance);
         let held_before = self.behind.get(&subject).is_some_and(|behind| *behind > 0);
         let menu = moves_at(0, waiting.len(), held_before).into_iter().map(|offer| offer.alt);
-        let number = u32::try_from(boundary.number).unwrap_or(u32::MAX);
-        let id = PointId::new(&subject, Kind::Boundary, number);
+        let id = at_boundary(boundary, &subject);
         let lag = self.choose(id, menu.collect());
         self.behind.insert(subject, lag);
         waiting.len() - lag
@@ -123,8 +129,7 @@ impl<C: Chooser> Scheduler for Choices<C> {
 
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         let subject = self.subject(&stream.identity, stream.instance);
-        let number = u32::try_from(boundary.number).unwrap_or(u32::MAX);
-        let id = PointId::new(subject, Kind::Boundary, number);
+        let id = at_boundary(boundary, &subject);
         self.record.lock().impossible.push((id, error.to_string()));
     }
 
@@ -143,6 +148,16 @@ impl<C: Chooser> Scheduler for Choices<C> {
         let id = self.next(&subject, Kind::Init);
         self.choose(id, by_lag(versions.len()))
     }
+
+    fn last_point(&self) -> Option<PointId> {
+        self.record.lock().chosen.last().map(|chosen| chosen.point.id().clone())
+    }
+}
+
+/// A stream at the reply to a request, or at the start of a pass, which is when its trigger would come.
+fn at_boundary(boundary: &Boundary, subject: &str) -> PointId {
+    let kind = if boundary.pass.is_some() { Kind::Trigger } else { Kind::Boundary };
+    PointId::new(subject, kind, u32::try_from(boundary.number).unwrap_or(u32::MAX))
 }
 
 fn by_lag(length: usize) -> Vec<Alt> {
@@ -168,6 +183,18 @@ impl ChoiceRecord {
     #[must_use]
     pub fn chosen(&self) -> Vec<Chosen> {
         self.lock().chosen.clone()
+    }
+
+    /// How many points there have been.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lock().chosen.len()
+    }
+
+    /// Whether there has been none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The boundaries at which what was chosen could not be done, each with the reason: such a run is none

@@ -1,7 +1,7 @@
 //! All streams of one `Lag`, the rules that hold them, and the one way to wait for any of them to move.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
@@ -17,8 +18,9 @@ use super::{
     answers::Rules,
     boundary::Schedule,
     cache::Reads,
+    chronicle::{Chronicle, Entry},
     filter::Filter,
-    model::{Identity, ListVersion, Representation, StreamDescription},
+    model::{Identity, ListVersion, Representation, Request, Seen, StreamDescription, Verb},
     passes::Known,
     requests::Recorder,
     streams::{List, Replay, Start, Stream},
@@ -42,12 +44,19 @@ pub(super) struct Engine {
     pub(super) rules: Arc<Rules>,
     pub(super) schedule: Schedule,
     pub(super) reads: Reads,
+    /// Counts the restarts of the process under test that the scheduler has decided.
+    pub(super) restarts: watch::Sender<u64>,
 }
 
 /// The streams and what decides about those to come.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pub(super) streams: Vec<Stream>,
+    /// Streams of our own, which no client is shown: what the server has done, and views for reads of what no
+    /// client watches.
+    pub(super) replicas: Vec<Stream>,
+    /// What happened, if somebody wants to know.
+    pub(super) chronicle: Option<Chronicle>,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
     /// Streams that are no store's, in addition to those of metadata.
@@ -55,6 +64,8 @@ pub(super) struct Registry {
     /// The numbers of the requests whose replies have not been handed back.
     in_flight: BTreeSet<u64>,
     pub(super) passes: Known,
+    /// How often each read or write was made in the pass under way.
+    made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
 }
@@ -65,6 +76,13 @@ struct KnownList {
     list: Arc<List>,
     /// The token that the next page would be asked with; `None` if the list is complete.
     continues: Option<String>,
+}
+
+/// Whose stream is meant.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Which {
+    Client(usize),
+    Replica(usize),
 }
 
 /// The newest rule that matches decides.
@@ -95,6 +113,7 @@ impl Engine {
             rules: Arc::default(),
             schedule: Schedule::default(),
             reads: Reads::default(),
+            restarts: watch::Sender::new(0),
         }
     }
 
@@ -191,8 +210,9 @@ impl Registry {
         reply: &Value,
         asked: ListVersion,
         chosen: bool,
+        request: u64,
     ) {
-        let (mut asked, mut chosen) = (asked, chosen);
+        let (mut asked, mut chosen, mut request) = (asked, chosen, request);
         let Some(resource_version) = wire::text(reply, "/metadata/resourceVersion") else { return };
         let continues = wire::text(reply, "/metadata/continue").filter(|token| !token.is_empty());
         let (kind, mut objects) = items(reply);
@@ -205,8 +225,9 @@ impl Registry {
             let known = self.lists.remove(before);
             objects.splice(0..0, known.list.objects.iter().cloned());
             (asked, chosen) = (known.list.asked.clone(), known.list.chosen);
+            request = known.list.request;
         }
-        let list = Arc::new(List { resource_version, kind, objects, asked, chosen });
+        let list = Arc::new(List { resource_version, kind, objects, asked, chosen, request });
         self.lists.push(KnownList { identity: identity.clone(), list, continues });
         if self.lists.iter().filter(|known| known.identity == *identity).count() > LISTS_KEPT
             && let Some(oldest) = self.lists.iter().position(|known| known.identity == *identity)
@@ -271,24 +292,65 @@ impl Registry {
         {
             self.lists.remove(known);
         }
-        let abandoned = self
-            .streams
-            .iter()
-            .position(|stream| stream.identity == *identity && stream.is_abandoned());
-        let index = match abandoned {
-            Some(index) => {
+        let listed = match &start {
+            Start::Listed { list } => Some(Arc::clone(list)),
+            Start::Streamed { .. } | Start::From { .. } => None,
+        };
+        let index = match self.abandoned(identity).first() {
+            Some(&index) => {
                 self.streams[index].begin(start);
                 index
             }
             None => {
-                let same = |stream: &&Stream| stream.identity == *identity;
-                let instance = self.streams.iter().filter(same).count() + 1;
+                let instance = self.instances(identity) + 1;
                 let held = self.is_held(identity, instance);
                 self.streams.push(Stream::new(identity.clone(), instance, start, held));
                 self.streams.len() - 1
             }
         };
+        if let Some(list) = listed {
+            let stream = &self.streams[index];
+            let entry = Entry::Listed {
+                stream: index,
+                incarnation: stream.incarnation(),
+                request: list.request,
+                asked: list.asked.clone(),
+                resource_version: list.resource_version.clone(),
+                objects: list.objects.iter().filter_map(Seen::of).collect(),
+                point: None,
+            };
+            self.note(entry);
+        }
         (index, self.streams[index].open())
+    }
+
+    /// The streams of which a watch that begins may take the first.
+    ///
+    /// A client whose watch has expired is about to list. Those that left otherwise may never come back, so
+    /// they wait behind.
+    fn abandoned(&self, identity: &Identity) -> Vec<usize> {
+        let of_it = |index: &usize| {
+            let stream = &self.streams[*index];
+            stream.identity == *identity && stream.is_abandoned()
+        };
+        let (expired, left): (Vec<_>, Vec<_>) = (0..self.streams.len())
+            .filter(of_it)
+            .partition(|index| self.streams[*index].is_expired());
+        if expired.is_empty() { left } else { expired }
+    }
+
+    fn instances(&self, identity: &Identity) -> usize {
+        self.streams.iter().filter(|stream| stream.identity == *identity).count()
+    }
+
+    /// The instances of which one is behind an initial list that is asked for now; at least one, and more where
+    /// nothing tells them apart.
+    pub(super) fn listing(&self, identity: &Identity) -> Vec<usize> {
+        let abandoned = self.abandoned(identity);
+        if abandoned.is_empty() {
+            return vec![self.instances(identity) + 1];
+        }
+        abandoned.into_iter().map(|index| self.streams[index].instance).collect()
     }
 
     /// Holds the streams that match, and those to come.
@@ -338,9 +400,61 @@ impl Registry {
         order
     }
 
-    fn only_triggers(&self, stream: &Stream) -> bool {
+    pub(super) fn only_triggers(&self, stream: &Stream) -> bool {
         stream.identity.representation == Representation::Metadata
             || self.triggers.iter().any(|filter| filter.matches(&stream.identity, stream.instance))
+    }
+
+    /// Writes down what happened, if somebody wants to know.
+    pub(super) fn note(&mut self, entry: Entry) {
+        let pass = self.passes.only_one_running();
+        if let Some(chronicle) = &mut self.chronicle {
+            chronicle.note(pass, entry);
+        }
+    }
+
+    /// Says in which pass a request is made, and which one of its like it is there.
+    pub(super) fn count_in_pass(&mut self, request: &mut Request) {
+        request.pass = self.passes.only_one_running();
+        let Some(pass) = request.pass.filter(|_| request.verb != Verb::Watch) else { return };
+        if self.made_in_pass.0 != pass {
+            self.made_in_pass = (pass, HashMap::new());
+        }
+        let like = (request.verb, request.target(), request.name.clone());
+        let count = self.made_in_pass.1.entry(like).or_default();
+        *count += 1;
+        request.ordinal = *count;
+    }
+
+    /// All streams that show what the server does, ours too.
+    pub(super) fn fed(&self) -> impl Iterator<Item = &Stream> {
+        self.streams.iter().chain(&self.replicas)
+    }
+
+    pub(super) fn at(&self, which: Which) -> &Stream {
+        match which {
+            Which::Client(index) => &self.streams[index],
+            Which::Replica(index) => &self.replicas[index],
+        }
+    }
+
+    pub(super) fn at_mut(&mut self, which: Which) -> &mut Stream {
+        match which {
+            Which::Client(index) => &mut self.streams[index],
+            Which::Replica(index) => &mut self.replicas[index],
+        }
+    }
+
+    /// Takes in one line of a watch. Returns whether its client may have it now.
+    pub(super) fn receive(&mut self, which: Which, epoch: u64, line: Bytes) -> Option<Waker> {
+        let stream = self.at_mut(which);
+        let before = stream.events().len();
+        let waker = stream.receive(epoch, line);
+        let grown = stream.events().len() > before;
+        if let (Which::Replica(replica), true) = (which, grown) {
+            self.note(Entry::Observed { replica });
+        }
+        waker
     }
 
     pub(super) fn request_begins(&mut self, number: u64) {
@@ -394,7 +508,7 @@ fn item_kind(reply: &Value) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use bytes::Bytes;
     use serde_json::json;
@@ -413,20 +527,23 @@ mod tests {
         }
     }
 
+    fn event(version: u32) -> String {
+        let object = json!({"metadata": {"name": "p", "resourceVersion": version.to_string()}});
+        json!({"type": "MODIFIED", "object": object}).to_string()
+    }
+
     /// Opens a stream after a list at 10, lets it have events at these versions, and closes it.
     fn closed_stream(registry: &mut Registry, versions: &[u32]) -> usize {
         let list =
             json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}});
-        registry.listed(&identity(), None, &list, ListVersion::Any, false);
+        registry.listed(&identity(), None, &list, ListVersion::Any, false, 0);
         let Opening::Begin(start, None) = registry.opening(&identity(), "10", false) else {
             panic!("a watch after a list begins a stream")
         };
         let (index, epoch) = registry.begin(&identity(), start);
         let mut context = Context::from_waker(Waker::noop());
         for version in versions {
-            let object = json!({"metadata": {"name": "p", "resourceVersion": version.to_string()}});
-            let line = json!({"type": "MODIFIED", "object": object}).to_string();
-            registry.streams[index].receive(epoch, Bytes::from(line));
+            registry.streams[index].receive(epoch, Bytes::from(event(*version)));
             assert!(registry.streams[index].poll(epoch, &mut context).is_ready());
         }
         index
@@ -462,7 +579,7 @@ mod tests {
         assert!(!begins(&mut registry), "without a list it goes on");
         let list =
             json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "11"}});
-        registry.listed(&identity(), None, &list, ListVersion::Consistent, false);
+        registry.listed(&identity(), None, &list, ListVersion::Consistent, false, 0);
         assert!(begins(&mut registry));
     }
 
@@ -472,10 +589,27 @@ mod tests {
         for version in 1..=100 {
             let list =
                 json!({"kind": "PodList", "metadata": {"resourceVersion": version.to_string()}});
-            registry.listed(&identity(), None, &list, ListVersion::Any, false);
+            registry.listed(&identity(), None, &list, ListVersion::Any, false, 0);
         }
         assert_eq!(registry.lists.len(), LISTS_KEPT);
         assert!(registry.known_list(&identity(), "100").is_some());
         assert!(registry.known_list(&identity(), "1").is_none());
+    }
+
+    #[test]
+    fn nothing_comes_after_the_frame_that_ends_a_watch() {
+        let mut registry = Registry::default();
+        let index = closed_stream(&mut registry, &[11]);
+        let stream = &mut registry.streams[index];
+        assert!(stream.expire().0);
+        // Its connection may bring one more before it is dropped.
+        stream.receive(1, Bytes::from(event(12)));
+        assert_eq!(stream.behind(), 0);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut poll = || stream.poll(1, &mut context).map(|frame| frame.map(Result::unwrap));
+        let Poll::Ready(Some(frame)) = poll() else { panic!("the frame that ends it") };
+        let frame: Value = serde_json::from_slice(&frame).unwrap();
+        assert_eq!(frame["type"], "ERROR");
+        assert_eq!(poll(), Poll::Ready(None));
     }
 }

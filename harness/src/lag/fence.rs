@@ -66,9 +66,8 @@ pub(super) async fn pass(
         return Ok(());
     }
     let target = object_target(asked);
-    let watched = |registry: &Registry| {
-        registry.streams.iter().any(|stream| stream.is_of(&target) && stream.is_fed())
-    };
+    let watched =
+        |registry: &Registry| registry.fed().any(|stream| stream.is_of(&target) && stream.is_fed());
     if target.resource.is_empty() || !engine.look(watched) {
         return Ok(());
     }
@@ -83,7 +82,7 @@ pub(super) async fn pass(
     // A reply that carries only a part of the object cannot say whether a field selector matches it.
     let undecided = engine.look(|registry| {
         let open = |expected: &&Expected| {
-            let mut streams = registry.streams.iter().filter(|stream| stream.is_of(&target));
+            let mut streams = registry.fed().filter(|stream| stream.is_of(&target));
             streams.any(|stream| stream.meets(expected) == Met::Undecided)
         };
         expected.iter().filter(open).map(|expected| expected.key().clone()).collect::<Vec<_>>()
@@ -104,7 +103,7 @@ async fn wait(
     deadline: Instant,
 ) -> Result<(), FenceError> {
     let missing = |registry: &Registry| -> Vec<String> {
-        let streams = registry.streams.iter().filter(|stream| stream.is_of(target));
+        let streams = registry.fed().filter(|stream| stream.is_of(target));
         streams
             .flat_map(|stream| expected.iter().map(move |expected| (stream, expected)))
             .filter(|(stream, expected)| stream.meets(expected) != Met::Yes)

@@ -20,13 +20,14 @@ use tower::{BoxError, Service, ServiceExt};
 
 use super::{
     answers::{Answer, Applied, Effect},
-    boundary,
-    engine::{self, Engine, Opening},
+    boundary::{self, Reached},
+    chronicle::{Act, AnsweredFrom, Entry},
+    engine::{self, Engine, Opening, Registry, Which},
     fence::{self, Looker},
     flips,
-    model::{AnsweredBy, Identity, Outcome, Verb},
+    model::{AnsweredBy, Identity, ObjectKey, Outcome, Seen, Verb},
     relist::ListStart,
-    streams::{Replay, Start, initial_lines},
+    streams::{Brought, Replay, Start, initial_lines},
     upstream::{Drain, chain},
     wire::{self, Asked},
 };
@@ -52,7 +53,8 @@ impl Service<Request<Body>> for LagService {
         let asked = Asked::read(&parts, &body);
         // The buffer inside the client enters the caller's span before it calls us.
         let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
-        let record = asked.record(span);
+        let mut record = asked.record(span);
+        self.engine.change(|registry| registry.count_in_pass(&mut record));
         let flippable =
             matches!(asked.verb, Verb::Get | Verb::List) && !asked.target.resource.is_empty();
         let applied = self.engine.rules.apply(&record, flippable);
@@ -96,10 +98,14 @@ impl Service<Request<Body>> for ActorService {
             }
             parts.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             let headers = parts.headers.clone();
+            let number = engine.change(Registry::act_begins);
             let reply = upstream.clone().oneshot(Request::from_parts(parts, body)).await?;
             let (reply, value) = read_whole(reply).await?;
             let looker = Looker { upstream, headers };
             fence::pass(&engine, &looker, &asked, reply.status(), value.as_ref()).await?;
+            engine.change(|registry| {
+                registry.act_ends(number, &asked, reply.status(), value.as_ref());
+            });
             Ok(reply)
         })
     }
@@ -127,9 +133,9 @@ impl Serving {
         match applied.effect {
             Effect::Flip => {
                 self.ticket.by = AnsweredBy::Flip;
-                let (code, value) =
-                    self.engine.look(|registry| flips::answer(registry, &self.asked));
-                self.finish_with(code, &value).await
+                let flipped = flips::answer(&self.engine, &self.asked);
+                self.ticket.from = flipped.from.unwrap_or(AnsweredFrom::Test);
+                self.finish_with(flipped.code, &flipped.value).await
             }
             Effect::Answer(Answer::Status(code)) => {
                 self.ticket.by = AnsweredBy::Answer;
@@ -159,7 +165,7 @@ impl Serving {
         }
     }
 
-    async fn ask_server(self, request: Request<Body>) -> Reply {
+    async fn ask_server(mut self, request: Request<Body>) -> Reply {
         if self.asked.streams_its_reply() {
             let reply = self.send(request).await?;
             self.ticket.finish(Outcome::Status(reply.status().as_u16()));
@@ -201,20 +207,30 @@ impl Serving {
         }
         if let (Some(identity), StatusCode::OK, Some(value)) = (identity, reply.status(), &value) {
             self.engine.change(|registry| {
-                registry.listed(&identity, page.as_deref(), value, version, chosen.is_some())
+                let number = self.ticket.number;
+                let chosen = chosen.is_some();
+                registry.listed(&identity, page.as_deref(), value, version, chosen, number)
             });
         }
         self.ticket.answered(value.as_ref());
         self.fence(headers, reply.status(), value.as_ref()).await?;
         let outcome = Outcome::Status(reply.status().as_u16());
-        self.reach_boundary(&outcome).await;
-        self.ticket.finish(outcome);
-        Ok(reply)
+        match self.reach_boundary(&outcome).await {
+            Reached::HandedBack => {
+                self.ticket.finish(outcome);
+                Ok(reply)
+            }
+            Reached::Lost => {
+                let error = connection_reset("as the schedule says");
+                self.ticket.finish(Outcome::Failed(error.to_string()));
+                Err(error.into())
+            }
+        }
     }
 
     /// Waits until the streams have received what a write has done.
     async fn fence(
-        &self,
+        &mut self,
         headers: HeaderMap,
         status: StatusCode,
         reply: Option<&Value>,
@@ -259,12 +275,7 @@ impl Serving {
             (opening, claim)
         });
         let source = match opening {
-            Opening::Gone => {
-                // As the real server says it; a refusal with code 410 would be retried for ever.
-                self.ticket.by = AnsweredBy::Log;
-                self.ticket.finish(Outcome::Status(200));
-                return Ok(watch_reply(wire::whole(wire::gone_frame(&resource_version))));
-            }
+            Opening::Gone => return self.expired(&resource_version),
             Opening::Continue { index, upstream_from } => {
                 self.ticket.by = AnsweredBy::Log;
                 *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
@@ -287,18 +298,32 @@ impl Serving {
             return Ok(reply);
         }
         let (parts, incoming) = reply.into_parts();
-        let (stream, epoch) = self.engine.change(|registry| match source {
-            Source::Known(index) => (index, registry.streams[index].open()),
-            Source::New(start) => registry.begin(identity, start),
+        let number = self.ticket.number;
+        let opened = self.engine.change(|registry| match source {
+            // While the request was on its way; it could continue nothing that had expired before.
+            Source::Known(index) if registry.streams[index].is_expired() => None,
+            Source::Known(index) => {
+                let resource_version = resource_version.clone();
+                registry.note(Entry::Resumed { stream: index, resource_version });
+                Some((index, registry.streams[index].open()))
+            }
+            Source::New(start) => {
+                let begun = registry.begin(identity, start);
+                registry.streams[begun.0].list_request = number;
+                Some(begun)
+            }
         });
+        let Some((stream, epoch)) = opened else { return self.expired(&resource_version) };
         drop(claim);
         for line in before.map(|replay| replay.lines).into_iter().flatten() {
-            self.engine
-                .change_and_wake(|registry| ((), registry.streams[stream].receive(epoch, line)));
+            self.engine.change_and_wake(|registry| {
+                ((), registry.receive(Which::Client(stream), epoch, line))
+            });
         }
-        let engine = Arc::clone(&self.engine);
+        let engine = Arc::downgrade(&self.engine);
         let upstream = self.upstream.clone();
-        let drain = Drain { engine, upstream, stream, epoch, uri, headers };
+        let which = Which::Client(stream);
+        let drain = Drain { engine, upstream, stream: which, epoch, uri, headers };
         let drain = tokio::spawn(drain.run(incoming)).abort_handle();
         self.engine.change(|registry| registry.streams[stream].drained_by(drain));
         self.ticket.finish(Outcome::Status(200));
@@ -306,11 +331,18 @@ impl Serving {
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 
+    /// Tells that a watch has expired as the real server tells it; a refusal with code 410 would be retried for ever.
+    fn expired(mut self, resource_version: &str) -> Reply {
+        self.ticket.by = AnsweredBy::Log;
+        self.ticket.finish(Outcome::Status(200));
+        Ok(watch_reply(wire::whole(wire::gone_frame(resource_version))))
+    }
+
     /// The lines by which a streamed initial list shows the state at `start`, and what is known to follow.
     ///
     /// From the log if it reaches back, since the server has no such watch; otherwise from its list.
     async fn initial_events(
-        &self,
+        &mut self,
         list: Request<Body>,
         identity: &Identity,
         start: &str,
@@ -331,7 +363,7 @@ impl Serving {
         Ok(Ok(Replay { lines, upstream_from: start.to_owned() }))
     }
 
-    async fn send(&self, request: Request<Body>) -> Reply {
+    async fn send(&mut self, request: Request<Body>) -> Reply {
         let reply = self.upstream.clone().oneshot(request).await;
         if let Err(error) = &reply {
             self.ticket.finish(Outcome::Failed(chain(&**error)));
@@ -341,7 +373,7 @@ impl Serving {
 
     /// Reads a whole reply, and what it says where it is JSON.
     async fn read(
-        &self,
+        &mut self,
         reply: Response<ReplyBody>,
     ) -> Result<(Response<ReplyBody>, Option<Value>), BoxError> {
         let read = read_whole(reply).await;
@@ -352,9 +384,9 @@ impl Serving {
     }
 
     /// Lets the streams move before a reply is handed back.
-    async fn reach_boundary(&self, outcome: &Outcome) {
+    async fn reach_boundary(&mut self, outcome: &Outcome) -> Reached {
         self.ticket.decided(outcome);
-        boundary::reach(&self.engine, self.ticket.number).await;
+        boundary::reach(&self.engine, self.ticket.number).await
     }
 
     /// Answers in the server's place that what the test has chosen cannot be done.
@@ -364,7 +396,7 @@ impl Serving {
         self.finish_with(StatusCode::INTERNAL_SERVER_ERROR, &status).await
     }
 
-    async fn finish_with(self, code: StatusCode, value: &Value) -> Reply {
+    async fn finish_with(mut self, code: StatusCode, value: &Value) -> Reply {
         self.ticket.answered(Some(value));
         let outcome = Outcome::Status(code.as_u16());
         self.reach_boundary(&outcome).await;
@@ -374,10 +406,7 @@ impl Serving {
 
     async fn break_connection(mut self) -> Reply {
         self.ticket.by = AnsweredBy::Answer;
-        let error = std::io::Error::new(
-            std::io::ErrorKind::ConnectionReset,
-            "connection reset, as the test's answer says",
-        );
+        let error = connection_reset("as the test's answer says");
         let outcome = Outcome::Failed(error.to_string());
         self.reach_boundary(&outcome).await;
         self.ticket.finish(outcome);
@@ -385,7 +414,12 @@ impl Serving {
     }
 }
 
-async fn read_whole(
+fn connection_reset(why: &str) -> std::io::Error {
+    let text = format!("connection reset, {why}");
+    std::io::Error::new(std::io::ErrorKind::ConnectionReset, text)
+}
+
+pub(super) async fn read_whole(
     reply: Response<ReplyBody>,
 ) -> Result<(Response<ReplyBody>, Option<Value>), BoxError> {
     let (mut parts, body) = reply.into_parts();
@@ -408,6 +442,12 @@ struct Ticket {
     engine: Arc<Engine>,
     number: u64,
     by: AnsweredBy,
+    /// What a read was answered from.
+    from: AnsweredFrom,
+    /// The objects of the reply.
+    reply: Vec<Seen>,
+    /// Whether what came of it is in the record of the run.
+    noted: bool,
 }
 
 impl Ticket {
@@ -417,17 +457,23 @@ impl Ticket {
         // Numbered and put in line in one step, since others are made at the same time.
         let number = engine.change(|registry| {
             let number = engine.recorder.begin(record);
+            registry.note(Entry::Sent { number });
             if ordered {
                 registry.request_begins(number);
             }
             number
         });
-        Self { engine: Arc::clone(engine), number, by: AnsweredBy::Server }
+        let (by, from) = (AnsweredBy::Server, AnsweredFrom::Server);
+        Self { engine: Arc::clone(engine), number, by, from, reply: Vec::new(), noted: false }
     }
 
     /// Notes what the reply says about itself.
-    fn answered(&self, value: Option<&Value>) {
+    fn answered(&mut self, value: Option<&Value>) {
         let Some(value) = value else { return };
+        self.reply = match value.get("items").and_then(Value::as_array) {
+            Some(items) => items.iter().filter_map(Seen::of).collect(),
+            None => Seen::of(value).into_iter().collect(),
+        };
         self.engine.recorder.update(self.number, |request| {
             request.resource_version_answered = wire::text(value, "/metadata/resourceVersion");
             if request.verb == Verb::Create && request.name.is_none() {
@@ -437,15 +483,27 @@ impl Ticket {
     }
 
     /// Notes what has come of it, though the caller does not know yet.
-    fn decided(&self, outcome: &Outcome) {
+    fn decided(&mut self, outcome: &Outcome) {
         self.engine.recorder.update(self.number, |request| {
             request.outcome = outcome.clone();
             request.answered_by = self.by;
         });
+        self.note();
     }
 
-    fn finish(&self, outcome: Outcome) {
+    fn finish(&mut self, outcome: Outcome) {
         self.engine.recorder.finish(self.number, outcome, self.by);
+        self.note();
+    }
+
+    fn note(&mut self) {
+        if std::mem::replace(&mut self.noted, true) {
+            return;
+        }
+        let Some(request) = self.engine.recorder.get(self.number) else { return };
+        let from = if self.by == AnsweredBy::Answer { AnsweredFrom::Test } else { self.from };
+        let (request, reply) = (Box::new(request), std::mem::take(&mut self.reply));
+        self.engine.change(|registry| registry.note(Entry::Done { request, from, reply }));
     }
 }
 
@@ -497,8 +555,7 @@ impl http_body::Body for GatedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled =
-            self.engine.change(|registry| registry.streams[self.stream].poll(self.epoch, context));
+        let polled = self.engine.change(|registry| registry.poll(self.stream, self.epoch, context));
         polled.map(|frame| {
             frame.map(|frame| match frame {
                 Ok(bytes) => Ok(Frame::data(bytes)),
@@ -511,5 +568,85 @@ impl http_body::Body for GatedBody {
 impl Drop for GatedBody {
     fn drop(&mut self) {
         self.engine.change(|registry| registry.streams[self.stream].body_dropped(self.epoch));
+    }
+}
+
+impl Registry {
+    /// The client of a stream asks for its next frame.
+    fn poll(
+        &mut self,
+        stream: usize,
+        epoch: u64,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, String>>> {
+        let before = self.streams[stream].handed();
+        let polled = self.streams[stream].poll(epoch, context);
+        if self.chronicle.is_some() && self.streams[stream].handed() > before {
+            let entry = self.brought(stream, before);
+            if let Some(entry) = entry {
+                self.note(entry);
+            }
+        }
+        polled
+    }
+
+    /// What a frame that has just been handed over means for the record of the run.
+    fn brought(&self, index: usize, frame: usize) -> Option<Entry> {
+        let stream = &self.streams[index];
+        let (brought, point) = stream.brought(frame)?;
+        Some(match brought {
+            Brought::Event(event) => Entry::Released {
+                stream: index,
+                incarnation: stream.incarnation(),
+                event: event.into(),
+                point: point.cloned(),
+            },
+            Brought::Bookmark(resource_version) => {
+                Entry::Bookmark { stream: index, resource_version: resource_version.to_owned() }
+            }
+            Brought::InitialEnd => Entry::Listed {
+                stream: index,
+                incarnation: stream.incarnation(),
+                request: stream.list_request,
+                asked: stream.asked().cloned()?,
+                resource_version: stream.initial_resource_version().to_owned(),
+                objects: stream.listed().into_iter().filter_map(Seen::of).collect(),
+                point: None,
+            },
+        })
+    }
+
+    fn act_begins(&mut self) -> Option<u64> {
+        let number = self.chronicle.as_mut()?.next_act();
+        self.note(Entry::ActorSent { number });
+        Some(number)
+    }
+
+    fn act_ends(
+        &mut self,
+        number: Option<u64>,
+        asked: &Asked,
+        status: StatusCode,
+        value: Option<&Value>,
+    ) {
+        let (Some(chronicle), Some(number)) = (&self.chronicle, number) else { return };
+        let target = &asked.target;
+        let reply: Vec<Seen> = value.and_then(Seen::of).into_iter().collect();
+        let name = target.name.clone().or_else(|| Some(reply.first()?.key.name.clone()));
+        let subresource =
+            target.subresource.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+        let on = name.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+        let refused =
+            if status.is_success() { String::new() } else { format!(", refused: {status}") };
+        let act = Act {
+            number,
+            actor: chronicle.actor(),
+            text: format!("{} {}{subresource}{on}{refused}", asked.verb, target.resource),
+            resource: target.qualified_resource(),
+            key: name.map(|name| ObjectKey { namespace: target.namespace.clone(), name }),
+            refused: !status.is_success(),
+            reply,
+        };
+        self.note(Entry::ActorDone(Box::new(act)));
     }
 }

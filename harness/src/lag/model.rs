@@ -13,6 +13,7 @@ mod stream;
 mod trace;
 mod verdict;
 
+pub(crate) use self::trace::{is_moment, replace_uuids, replace_word};
 pub use self::{
     choice::{Alt, Chooser, Chosen, Freshest, Kind, MenuError, Point},
     fields::{FieldSelector, ParseFieldSelectorError},
@@ -22,7 +23,7 @@ pub use self::{
     names::{Label, ParseLabelError, ParsePointIdError, PointId},
     request::{AnsweredBy, Outcome, PatchType, Request, Verb},
     run::{
-        Action, Author, CachedRead, Commit, EnvironmentStep, Fault, ListEnd, ListStart,
+        Action, Author, CachedRead, Commit, EnvironmentStep, Fault, Hold, ListEnd, ListStart,
         ListVersion, PassStart, Query, Reference, Release, RequestStep, Role, Run, Seen,
         ShownEvent, Site, Source, Step, StreamRecord, Trigger, Violation,
     },
@@ -30,7 +31,7 @@ pub use self::{
     stream::{Connection, Identity, Representation, StreamDescription},
     trace::normalised,
     verdict::{
-        Bound, Bounds, Certificate, CertifiedView, Completeness, Ended, Finding, HeldEvent, Needs,
-        Repair, Shard, ShardError, Verdict,
+        Bound, Bounds, Certificate, CertifiedView, Completeness, Confirmation, Ended, Finding,
+        HeldEvent, Needs, Repair, Shard, ShardError, Verdict,
     },
 };

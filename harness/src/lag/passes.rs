@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     boundary,
+    chronicle::Entry,
     engine::{Engine, Registry},
 };
 
@@ -80,10 +81,15 @@ impl Passes {
     ///
     /// Dropped, the pass is over.
     pub async fn run<F: Future>(&self, key: impl Into<String>, pass: F) -> F::Output {
-        let number = self.0.change(|registry| registry.passes.begin(key.into()));
+        let key = key.into();
+        let number = self.0.change(|registry| registry.passes.begin(key.clone()));
         let _bracket = Bracket { engine: &self.0, number };
         self.0.wait_for_ever(|registry| registry.passes.may_start(number).then_some(())).await;
-        self.0.change(|registry| registry.passes.start(number));
+        boundary::reach_pass(&self.0, &key).await;
+        self.0.change(|registry| {
+            registry.passes.start(number);
+            registry.note(Entry::PassStarted { pass: number, key });
+        });
         let output = pass.await;
         boundary::catch_up(&self.0).await;
         output
@@ -191,8 +197,18 @@ impl Known {
         }
     }
 
+    fn is_running(&self, number: u32) -> bool {
+        self.running.contains_key(&number)
+    }
+
     fn is_over(&self, number: u32) -> bool {
         !self.waiting.contains_key(&number) && !self.running.contains_key(&number)
+    }
+
+    /// The pass that runs, if it is exactly one.
+    pub(super) fn only_one_running(&self) -> Option<u32> {
+        let mut running = self.running.keys();
+        running.next().copied().filter(|_| running.next().is_none())
     }
 
     fn keys_waiting(&self) -> Vec<String> {
@@ -220,7 +236,12 @@ struct Bracket<'a> {
 
 impl Drop for Bracket<'_> {
     fn drop(&mut self) {
-        self.engine.change(|registry| registry.passes.end(self.number));
+        self.engine.change(|registry| {
+            if registry.passes.is_running(self.number) {
+                registry.note(Entry::PassEnded { pass: self.number });
+            }
+            registry.passes.end(self.number);
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    model::{Change, ObjectKey},
+    model::{Change, ObjectKey, ShownEvent},
     streams::Carried,
 };
 
@@ -44,6 +44,18 @@ impl Released {
     pub fn change(&self) -> Option<Change> {
         match self {
             Self::Event { change, .. } => Some(*change),
+            Self::Error { .. } => None,
+        }
+    }
+
+    /// The event as the record of a run has it.
+    pub(super) fn event(&self) -> Option<ShownEvent> {
+        match self {
+            Self::Event { change, key, resource_version } => Some(ShownEvent {
+                change: *change,
+                key: key.clone(),
+                resource_version: resource_version.clone(),
+            }),
             Self::Error { .. } => None,
         }
     }

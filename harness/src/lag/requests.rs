@@ -33,6 +33,7 @@ pub struct Requests {
     namespace: Option<String>,
     name: Option<String>,
     span: Option<String>,
+    ordinal: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -144,6 +145,12 @@ impl Requests {
         self
     }
 
+    /// Narrows to the `ordinal`th request, from 1, of each [pass](super::Passes) with the same verb, target and name.
+    pub fn nth_in_pass(mut self, ordinal: u32) -> Self {
+        self.ordinal = Some(ordinal);
+        self
+    }
+
     /// Whether `request` is meant.
     #[must_use]
     pub fn matches(&self, request: &Request) -> bool {
@@ -164,6 +171,7 @@ impl Requests {
             && fits(&self.namespace, &request.namespace)
             && fits(&self.name, &request.name)
             && fits(&self.span, &request.span)
+            && self.ordinal.is_none_or(|ordinal| ordinal == request.ordinal)
     }
 
     fn main(mut self) -> Self {
@@ -193,6 +201,9 @@ impl fmt::Display for Requests {
             if let Some(value) = value {
                 write!(f, " {word} {value:?}")?;
             }
+        }
+        if let Some(ordinal) = self.ordinal {
+            write!(f, ", #{ordinal} in its pass")?;
         }
         Ok(())
     }

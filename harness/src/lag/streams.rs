@@ -10,7 +10,10 @@ use serde_json::Value;
 use tokio::task::AbortHandle;
 
 use super::{
-    model::{Change, Event, Identity, ListVersion, Log, ObjectKey, compare_resource_versions},
+    model::{
+        Change, Event, Identity, ListVersion, Log, ObjectKey, PointId, ShownEvent,
+        compare_resource_versions,
+    },
     wire,
 };
 
@@ -22,7 +25,7 @@ mod readable;
 
 pub(super) use self::{
     feed::{Expected, Met},
-    look::Carried,
+    look::{Brought, Carried},
     past::{Replay, Retained, initial_lines},
 };
 
@@ -47,6 +50,14 @@ pub(super) struct Stream {
     shown: usize,
     /// The same number at the end of the incarnation before this one.
     shown_before: usize,
+    /// Whether it is read through a wrapper, so that it moves by its reads and not at boundaries.
+    pub(super) wrapped: bool,
+    /// The point at which the release of the frames below this number was chosen.
+    pub(super) released_at: Option<(usize, PointId)>,
+    /// The first event that the last boundary kept back.
+    pub(super) held_from: Option<ShownEvent>,
+    /// The number of the request by which its initial list is streamed.
+    pub(super) list_request: u64,
     /// How many events a wrapped read has shown; the store is brought there at the next boundary.
     read: usize,
     /// Whether the initial list has been handed over as a whole.
@@ -120,6 +131,14 @@ enum Upstream {
     Expired,
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(drain) = &self.drain {
+            drain.abort();
+        }
+    }
+}
+
 /// How a stream begins.
 pub(super) enum Start {
     /// After a LIST, with its objects.
@@ -137,6 +156,8 @@ pub(super) struct List {
     pub(super) kind: Option<(String, String)>,
     pub(super) objects: Vec<Value>,
     pub(super) asked: ListVersion,
+    /// The number of the request that asked for its first page.
+    pub(super) request: u64,
     /// Whether the test has chosen what it shows.
     pub(super) chosen: bool,
 }
@@ -167,6 +188,10 @@ impl Stream {
             handed: 0,
             shown: 0,
             shown_before: 0,
+            wrapped: false,
+            released_at: None,
+            held_from: None,
+            list_request: 0,
             read: 0,
             ready: false,
             position_before: 0,
@@ -196,6 +221,7 @@ impl Stream {
         self.frames.clear();
         self.handed = 0;
         self.read = 0;
+        (self.released_at, self.held_from) = (None, None);
         self.shown_before = std::mem::take(&mut self.shown);
         if let Gate::Held { up_to } = &mut self.gate {
             *up_to = 0;
@@ -242,7 +268,13 @@ impl Stream {
 
     /// Whether its client will not continue it, so that a new watch of this identity may take its place.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.body == BodyState::Dropped || (self.body == BodyState::Ended && !self.ready)
+        let ended = self.body == BodyState::Ended && (!self.ready || self.is_expired());
+        self.body == BodyState::Dropped || ended
+    }
+
+    /// Whether its watch has expired, so that its client has to list anew if it is still there.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(self.upstream, Upstream::Expired)
     }
 
     /// Whether the client knows exactly this resource version from this stream.
@@ -280,7 +312,7 @@ impl Stream {
     }
 
     fn can_continue(&self) -> bool {
-        self.is_detached() && self.ready && !matches!(self.upstream, Upstream::Expired)
+        self.is_detached() && self.ready && !self.is_expired()
     }
 
     pub(super) fn claim(&mut self) -> impl FnOnce(&mut Self) + use<> {
@@ -297,7 +329,9 @@ impl Stream {
 impl Stream {
     /// Takes in one line of the watch. Returns whether the client may have it now.
     pub(super) fn receive(&mut self, epoch: u64, line: Bytes) -> Option<Waker> {
-        if epoch != self.epoch {
+        let cut = self.frames.last().is_some_and(|frame| frame.kind == FrameKind::Cut);
+        // What is on its way to a watch that we have ended comes too late; the next one asks for it again.
+        if epoch != self.epoch || cut {
             return None;
         }
         let parsed: Option<Value> = serde_json::from_slice(&line).ok();
@@ -365,7 +399,7 @@ impl Stream {
         if epoch != self.epoch {
             return None;
         }
-        if !matches!(self.upstream, Upstream::Expired) {
+        if !self.is_expired() {
             self.upstream = Upstream::Over(error);
         }
         self.wake()
@@ -393,8 +427,6 @@ impl Stream {
     /// Whether a new connection could not carry this watch on: it expired, or broke within its initial list,
     /// or has never told a resource version.
     fn ends_for_good(&self) -> bool {
-        matches!(self.upstream, Upstream::Expired)
-            || !self.initial_complete()
-            || self.received_resource_version().is_none()
+        self.is_expired() || !self.initial_complete() || self.received_resource_version().is_none()
     }
 }

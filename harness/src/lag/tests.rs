@@ -12,6 +12,7 @@ mod relisting;
 mod resuming;
 mod selecting;
 mod server;
+mod tapping;
 
 use std::{future::Future, time::Duration};
 

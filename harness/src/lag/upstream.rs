@@ -1,6 +1,9 @@
 //! The task that takes in a watch from the server as fast as it comes, whatever the client may have of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode, Uri};
@@ -9,7 +12,11 @@ use kube::client::Body;
 use serde_json::Value;
 use tower::ServiceExt;
 
-use super::{engine::Engine, streams::AfterEnd, wire};
+use super::{
+    engine::{Engine, Which},
+    streams::AfterEnd,
+    wire,
+};
 use crate::connect::{ReplyBody, Upstream};
 
 /// The pause after the first and before every later attempt to reach the server again.
@@ -17,9 +24,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// Takes in one watch; lives as long as the body that it feeds.
 pub(super) struct Drain {
-    pub(super) engine: Arc<Engine>,
+    /// Not kept alive by this: when all handles on it are gone, so is the task.
+    pub(super) engine: Weak<Engine>,
     pub(super) upstream: Upstream,
-    pub(super) stream: usize,
+    pub(super) stream: Which,
     pub(super) epoch: u64,
     /// The request with which the watch was opened, for opening it again while it is held.
     pub(super) uri: Uri,
@@ -30,10 +38,11 @@ impl Drain {
     pub(super) async fn run(self, mut body: ReplyBody) {
         loop {
             let error = self.take_in(&mut body).await;
-            self.engine.change_and_wake(|registry| {
-                ((), registry.streams[self.stream].upstream_ended(self.epoch, error))
+            let Some(engine) = self.engine.upgrade() else { return };
+            engine.change_and_wake(|registry| {
+                ((), registry.at_mut(self.stream).upstream_ended(self.epoch, error))
             });
-            match self.reopen().await {
+            match self.reopen(&engine).await {
                 Some(next) => body = next,
                 None => return,
             }
@@ -71,34 +80,35 @@ impl Drain {
         if line.iter().all(u8::is_ascii_whitespace) {
             return;
         }
-        self.engine.change_and_wake(|registry| {
-            ((), registry.streams[self.stream].receive(self.epoch, line))
-        });
+        if let Some(engine) = self.engine.upgrade() {
+            engine
+                .change_and_wake(|registry| ((), registry.receive(self.stream, self.epoch, line)));
+        }
     }
 
     /// Watches on from where the stream is, if it is held; otherwise its client does that itself.
-    async fn reopen(&self) -> Option<ReplyBody> {
+    async fn reopen(&self, engine: &Arc<Engine>) -> Option<ReplyBody> {
         let mut pause = PAUSES.0;
         loop {
             let after_end = |registry: &super::engine::Registry| {
-                let after = registry.streams[self.stream].after_end(self.epoch);
+                let after = registry.at(self.stream).after_end(self.epoch);
                 (after != AfterEnd::Wait).then_some(after)
             };
-            let AfterEnd::Reopen { resource_version } = self.engine.wait_for_ever(after_end).await
+            let AfterEnd::Reopen { resource_version } = engine.wait_for_ever(after_end).await
             else {
                 return None;
             };
             let trouble = match self.watch_from(&resource_version).await {
                 Ok(body) => {
-                    self.engine.change(|registry| {
-                        registry.streams[self.stream].upstream_reopened(self.epoch)
+                    engine.change(|registry| {
+                        registry.at_mut(self.stream).upstream_reopened(self.epoch)
                     });
                     return Some(body);
                 }
                 Err(trouble) => trouble,
             };
             tracing::debug!(%resource_version, %trouble, "failed to open a held watch again");
-            self.engine.change(|registry| registry.streams[self.stream].trouble = Some(trouble));
+            engine.change(|registry| registry.at_mut(self.stream).trouble = Some(trouble));
             // The one thing that is awaited by time: nothing tells when a server can be reached again.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);

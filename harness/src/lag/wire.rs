@@ -137,6 +137,8 @@ impl Asked {
             outcome: Outcome::Pending,
             answered_by: AnsweredBy::Server,
             span,
+            pass: None,
+            ordinal: 0,
             started: std::time::Duration::ZERO,
             finished: None,
             body: self.body.clone(),
@@ -225,6 +227,20 @@ impl Target {
 pub(super) fn watch_from(uri: &Uri, resource_version: &str) -> Uri {
     let dropped = ["resourceVersion", "resourceVersionMatch", "sendInitialEvents"];
     with_query(uri, &dropped, &[("resourceVersion", resource_version)])
+}
+
+/// The same list or watch of all namespaces, of one of them.
+pub(super) fn in_namespace(uri: &Uri, target: &Target, namespace: &str) -> Uri {
+    let Target { group, version, resource, .. } = target;
+    let api = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+    let mut path = format!("{api}/{version}/namespaces/{namespace}/{resource}");
+    if let Some(query) = uri.query() {
+        path = format!("{path}?{query}");
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = path.parse().ok();
+    // Its parts came out of a valid address, and a namespace is a DNS label.
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 /// A list, or the initial events of a watch, as a list of the state at exactly one resource version.

@@ -17,8 +17,7 @@ use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::backend::{
-    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files, first_ended,
-    no_such_server,
+    Backend, Ingredients, Server, StopFindings, Surroundings, files, first_ended, no_such_server,
 };
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
@@ -55,8 +54,8 @@ impl ProcessBackend {
     /// Makes the directories, writes the keys, and takes a port.
     pub(crate) fn prepare(from: &Ingredients<'_>, assets: Assets) -> Result<Self, StartErrorKind> {
         let failed = |attempt: &'static str| move |error| StartErrorKind::system(attempt, error);
-        let directory =
-            PlaneDirectory::create(from.id).map_err(failed("make the directory of the plane"))?;
+        let directory = PlaneDirectory::create(from.id, from.memory)
+            .map_err(failed("make the directory of the plane"))?;
         let logs =
             LogDirectory::create(from.id).map_err(failed("make the directory of the logs"))?;
         for file in files(from.pki, None) {
@@ -115,7 +114,7 @@ impl ProcessBackend {
         let lifeline = Lifeline::spawn(Spawn {
             program,
             arguments: &server.arguments,
-            environment: environment(self.directory.path()),
+            environment: environment(self.directory.path(), server),
             working_directory: self.directory.path(),
             remove: Some(self.directory.path()),
             output: self.logs.file(&format!("{binary}.log")).map_err(failed)?,
@@ -231,10 +230,10 @@ impl Backend for ProcessBackend {
 }
 
 /// The environment of a server: nothing of the test's, so that what is logged is what ran.
-fn environment(home: &Path) -> Vec<(OsString, OsString)> {
+fn environment(home: &Path, server: &Server) -> Vec<(OsString, OsString)> {
     let mut environment = crate::lifeline::search_path();
     environment.push(("HOME".into(), home.into()));
-    environment.extend(GO_SETTINGS.map(|(name, value)| (name.into(), value.into())));
+    environment.extend(server.go.map(|(name, value)| (name.into(), value.into())));
     environment
 }
 

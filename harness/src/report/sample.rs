@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::lag::model::{
-    Action, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Commit,
-    Completeness, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType, Query,
-    Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
-    StreamRecord, Verb, Verdict, Violation,
+    Action, Alt, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Chosen,
+    Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs, ObjectKey,
+    Outcome, PatchType, Point, PointId, Query, Release, Repair, Representation, Request,
+    RequestStep, Role, Run, Seen, ShownEvent, Site, Source, Step, StreamRecord, Verb, Verdict,
+    Violation,
 };
 
 /// apply, stale read, status patch, violation.
@@ -45,7 +46,32 @@ pub(super) fn finding() -> Finding {
         repairs: vec![repair("is a live read", 1), repair("waits for rv 1042", 0)],
         window: Some(Duration::from_micros(2_100)),
         verdict: verdict(),
+        confirmed: Confirmation::ThroughApi { runs: 2 },
     }
+}
+
+/// The same race without a wrapper: the read is unseen, and in its place the stream is held until the end
+/// of the pass.
+pub(super) fn held() -> Finding {
+    let mut finding = finding();
+    let point = PointId::new("statefulsets.apps", Kind::Boundary, 1);
+    let event = ShownEvent {
+        change: Change::Modified,
+        key: ObjectKey::namespaced("ns", "n0"),
+        resource_version: "1042".to_owned(),
+    };
+    let hold =
+        Hold { stream: 0, behind: 1, point: Some(point.clone()), first: Some(event.clone()) };
+    let release = Release { stream: 0, incarnation: 1, events: vec![event], point: None };
+    let menu = vec![Alt::freshest(), Alt::behind(1)];
+    let point = Point::new(point, menu).expect("the first alternative is free");
+    finding.run.choices = vec![Chosen { point, taken: 1 }];
+    finding.run.steps[1] = Step::in_pass(Duration::from_micros(1_050), 1, Action::Hold(hold));
+    finding.run.steps.push(Step::new(Duration::from_micros(6_000), Action::Release(release)));
+    finding.certificate.views.clear();
+    finding.repairs.clear();
+    finding.token = "statefulsets.apps@q1:-1".to_owned();
+    finding
 }
 
 pub(super) fn verdict() -> Verdict {
@@ -54,11 +80,13 @@ pub(super) fn verdict() -> Verdict {
         runs: 23,
         failures: 1,
         impossible: 0,
+        redundant: 0,
         points: 14,
         naive: 81_375,
         elapsed: Duration::from_millis(400),
         shard: None,
         exclusions: Vec::new(),
+        worlds: Some("forked in etcd from one set-up".to_owned()),
     }
 }
 
@@ -151,6 +179,8 @@ fn request(number: u64, verb: Verb, resource: &str, group: &str, version: &str) 
             outcome: Outcome::Status(200),
             answered_by: AnsweredBy::Server,
             span: Some("apply-statefulset".to_owned()),
+            pass: None,
+            ordinal: 0,
             started: Duration::ZERO,
             finished: None,
             body: Some(json!({})),

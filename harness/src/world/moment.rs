@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::WorldError;
 use super::error::{Refusal, RefusalReason};
-use super::key::{Resource, object_key};
+use super::history::Record;
+use super::key::{NAMESPACES, Resource, object_key};
 use super::renames::{Place, places};
-use super::tap::Record;
 
 /// A world at one etcd revision.
 ///
@@ -132,6 +132,14 @@ impl Moment {
                 deleted: record.value.is_none(),
             })
         })
+    }
+
+    /// The resources that have ever had an object in it, each with the API version in which it was written last,
+    /// such as `apps/v1`; the namespace itself left out.
+    pub fn resources_and_versions(&self) -> impl Iterator<Item = (&Resource, &str)> {
+        let resources = self.inner.resources.iter();
+        let objects = resources.filter(|(directory, _)| &***directory != NAMESPACES);
+        objects.map(|(_, known)| (&known.resource, &*known.api_version))
     }
 
     /// How many bytes of etcd's it keeps, in keys and values.

@@ -44,6 +44,20 @@ impl World {
             Some(self.cache_has(client, path, revision, deadline))
         });
         try_join_all(caches).await?;
+        self.authorized_by(client, deadline).await
+    }
+
+    /// Waits for the second half of [`ready`](Self::ready) alone: until the authorizer gives the answers that the
+    /// world's roles and bindings ask for. For whoever knows otherwise that the caches have the world.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ready`](Self::ready).
+    pub async fn authorized(&self, client: &Client) -> Result<(), WorldError> {
+        self.authorized_by(client, Instant::now() + LIMIT).await
+    }
+
+    async fn authorized_by(&self, client: &Client, deadline: Instant) -> Result<(), WorldError> {
         let questions = self.questions(client).await?;
         let answers = questions
             .iter()

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "container")]
 mod container;
+mod exploring;
 mod lag;
 mod life;
 mod minors;

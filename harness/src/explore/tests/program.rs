@@ -407,6 +407,8 @@ impl<'a> Machine<'a> {
             outcome: Reply::Status(status),
             answered_by: AnsweredBy::Server,
             span: None,
+            pass: None,
+            ordinal: 0,
             started: Duration::ZERO,
             finished: None,
             body: None,

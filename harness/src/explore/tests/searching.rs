@@ -194,12 +194,19 @@ fn the_first_failure_departs_least_and_is_made_a_second_time() {
 fn exclusions_are_printed_with_the_verdict() {
     let subject = Script::new(grid(1, 1));
     let search =
-        Search::new().leaves_out("other orders of concurrent replies").clock(|| Duration::ZERO);
-    let verdict = block_on(search.run(&subject)).unwrap().verdict;
+        Search::new().leaves_out("restarts").leaves_out("other orders of concurrent replies");
+    let verdict = block_on(search.clock(|| Duration::ZERO).run(&subject)).unwrap().verdict;
     assert_eq!(
         verdict.to_string(),
-        "exhausted, no bound was met: 2 runs, 0 failed, <= 1 choice points, 0.0 s; left out: other orders \
-         of concurrent replies"
+        "exhausted, no bound was met: 2 runs, 0 failed, <= 1 choice points, 0.0 s; left out: restarts, other \
+         orders of concurrent replies"
+    );
+    let sample = Sample::uniform(5, 1).leaves_out("restarts").clock(|| Duration::ZERO);
+    let verdict = block_on(sample.run(&subject)).unwrap().verdict;
+    assert_eq!(
+        verdict.to_string(),
+        "not exhausted: runs were drawn with seed 5: 1 runs, 0 failed, <= 1 choice points, 0.0 s; left out: \
+         restarts"
     );
 }
 

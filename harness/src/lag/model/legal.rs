@@ -55,7 +55,8 @@ pub fn check(run: &Run) -> Result<Certificate, Illegal> {
             Action::ListEnd(end) => views.list_end(index, end)?,
             Action::Trigger(trigger) => views.trigger(index, trigger)?,
             Action::Fault(Fault::Restart) => views.restart(),
-            Action::PassStart(_)
+            Action::Hold(_)
+            | Action::PassStart(_)
             | Action::PassEnd { .. }
             | Action::Environment(_)
             | Action::Fault(_)

@@ -43,6 +43,10 @@ pub struct Request {
     pub answered_by: AnsweredBy,
     /// The innermost `tracing` span in which the request was made. `None` where no subscriber records the span.
     pub span: Option<String>,
+    /// The number of the [pass](crate::lag::Passes) in which it was made, if exactly one was under way.
+    pub pass: Option<u32>,
+    /// Which request of its pass it was with this verb, target and name, from 1; 0 outside of passes.
+    pub ordinal: u32,
     /// When it was made, counted from the making of the [`Lag`](crate::lag::Lag).
     pub started: Duration,
     /// When its reply was handed back (of a watch: when the watch began), counted in the same way.

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Chosen, Identity, ObjectKey, PointId, Request};
+use super::{Change, Chosen, Event, Identity, ObjectKey, PointId, Request};
 
 /// Everything that happened in one run, in an order that explains it.
 ///
@@ -192,6 +192,8 @@ pub enum Action {
     Read(CachedRead),
     /// Events were given to the client of a stream, and it has taken them in.
     Release(Release),
+    /// From here on a stream is held back. Nothing is shown by it, so nothing is judged.
+    Hold(Hold),
     /// A bookmark was given to the client of a stream.
     Bookmark {
         /// The index of the stream.
@@ -262,6 +264,8 @@ pub enum Source {
     },
     /// From the test: an answer that no server gave. It is not judged.
     Test,
+    /// From the server, about a resource whose history was not kept. It is not judged.
+    Unobserved,
 }
 
 /// A read that was answered from the view of a stream.
@@ -371,6 +375,21 @@ pub struct Release {
     pub point: Option<PointId>,
 }
 
+/// A stream that was held back from here on, by choice.
+///
+/// It lasts until its events are released; a run may end before.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Hold {
+    /// The index of the stream.
+    pub stream: usize,
+    /// How many events it had received and not shown when it opened.
+    pub behind: usize,
+    /// The point at which it was chosen, if it was.
+    pub point: Option<PointId>,
+    /// The first of those events; `None` if there was none yet.
+    pub first: Option<ShownEvent>,
+}
+
 /// An event as it was sent to a client.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ShownEvent {
@@ -380,6 +399,16 @@ pub struct ShownEvent {
     pub key: ObjectKey,
     /// The revision of the change.
     pub resource_version: String,
+}
+
+impl From<&Event> for ShownEvent {
+    fn from(event: &Event) -> Self {
+        Self {
+            change: event.change,
+            key: event.key.clone(),
+            resource_version: event.resource_version.clone(),
+        }
+    }
 }
 
 /// The beginning of an initial list.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Action, Run};
 
 /// A line for each step, such that two runs of one schedule have equal lines.
 ///
 /// Times are left out. Resource versions, UIDs, namespaces and names that the server made up are replaced
-/// by the order in which they were first seen; moments inside objects by `<time>`; the text of a violation
+/// by the order in which they were first seen, and so is every UUID, wherever it stands in a text: code
+/// under test makes them up too. Moments inside objects are replaced by `<time>`; the text of a violation
 /// is left out, its oracle is not.
 ///
 /// ```
@@ -83,7 +84,7 @@ impl Names {
                 for left_out in ["started", "finished"] {
                     fields.remove(left_out);
                 }
-                for (field, value) in fields {
+                for (field, value) in fields.iter_mut() {
                     match (field.as_str(), value) {
                         (
                             "resource_version"
@@ -102,6 +103,7 @@ impl Names {
                         (_, value) => self.replace(value),
                     }
                 }
+                self.replace_keys(fields);
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.replace(item)),
             Value::String(text) => {
@@ -109,12 +111,35 @@ impl Names {
                     "<time>".clone_into(text);
                     return;
                 }
-                for (from, to) in &self.texts {
-                    *text = replace_word(text, from, to);
-                }
+                *text = self.renamed(text);
             }
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
+    }
+
+    /// Field names can hold them too: `k:{"uid":"…"}` in managed fields, annotations, maps by name.
+    fn replace_keys(&mut self, fields: &mut Map<String, Value>) {
+        let renamed: Vec<_> = fields
+            .keys()
+            .filter_map(|key| {
+                let to = self.renamed(key);
+                (to != *key).then(|| (key.clone(), to))
+            })
+            .collect();
+        for (key, to) in renamed {
+            if let Some(value) = fields.remove(&key) {
+                fields.insert(to, value);
+            }
+        }
+    }
+
+    fn renamed(&mut self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for (from, to) in &self.texts {
+            text = replace_word(&text, from, to);
+        }
+        let uids = &mut self.uids;
+        replace_uuids(&text, |uuid| format!("<uid {}>", ordinal(uids, uuid)))
     }
 }
 
@@ -124,7 +149,7 @@ fn ordinal(seen: &mut BTreeMap<String, usize>, text: &str) -> usize {
 }
 
 /// Replaces `word` where it is not a part of a longer word.
-fn replace_word(text: &str, word: &str, by: &str) -> String {
+pub(crate) fn replace_word(text: &str, word: &str, by: &str) -> String {
     let inside = |character: Option<char>| character.is_some_and(char::is_alphanumeric);
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -140,8 +165,41 @@ fn replace_word(text: &str, word: &str, by: &str) -> String {
     out
 }
 
+/// Replaces each UUID that is not a part of a longer word.
+pub(crate) fn replace_uuids(text: &str, mut by: impl FnMut(&str) -> String) -> String {
+    const FORM: &[u8] = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+    let bytes = text.as_bytes();
+    let is_uuid = |at: usize| {
+        bytes.get(at..at + FORM.len()).is_some_and(|part| {
+            part.iter().zip(FORM).all(|(byte, form)| match form {
+                b'x' => byte.is_ascii_hexdigit(),
+                _ => byte == form,
+            })
+        })
+    };
+    let mut out = String::with_capacity(text.len());
+    // Where what is not copied yet begins, and the first place at which a word can begin.
+    let (mut copied, mut at) = (0, 0);
+    while at + FORM.len() <= bytes.len() {
+        let end = at + FORM.len();
+        let inside = |index: Option<usize>| {
+            index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_alphanumeric)
+        };
+        if is_uuid(at) && !inside(at.checked_sub(1)) && !inside(Some(end)) {
+            // It is ASCII, so both of its ends are ends of characters.
+            out.push_str(&text[copied..at]);
+            out.push_str(&by(&text[at..end]));
+            (copied, at) = (end, end);
+        } else {
+            at += 1;
+        }
+    }
+    out.push_str(&text[copied..]);
+    out
+}
+
 /// Such as `2026-01-31T12:00:00Z`, with or without a fraction.
-fn is_moment(text: &str) -> bool {
+pub(crate) fn is_moment(text: &str) -> bool {
     const FORM: &[u8] = b"0000-00-00T00:00:00";
     let bytes = text.as_bytes();
     bytes.len() > FORM.len()
@@ -160,7 +218,8 @@ mod tests {
 
     use super::{
         super::{
-            Author, CachedRead, Change, Commit, ObjectKey, Query, Release, Seen, ShownEvent, Step,
+            Author, CachedRead, Change, Commit, EnvironmentStep, ObjectKey, Query, Release, Seen,
+            ShownEvent, Step,
         },
         *,
     };
@@ -212,6 +271,44 @@ mod tests {
         assert!(one[0].contains(r#""name":"web-<1>""#), "{}", one[0]);
         assert!(one[0].contains(r#""namespace":"<namespace 1>""#), "{}", one[0]);
         assert!(one[1].contains(r#""resource_version":"<rv 1>""#), "{}", one[1]);
+    }
+
+    #[test]
+    fn a_uuid_is_replaced_wherever_it_stands() {
+        let (one, two) =
+            ("6f9619ff-8b86-4011-b42d-00c04fc964ff", "00000000-0000-4000-8000-000000000001");
+        let line = |plan: &str, other: &str| {
+            let mut run = run("ns", "web-x7k", "17", plan, 0);
+            let body = json!({
+                "status": {"plan": plan, "note": format!("é plan-{plan}, then {other}.")},
+                format!("k:{{\"uid\":\"{plan}\"}}"): {},
+            });
+            run.steps.push(Step::new(
+                Duration::ZERO,
+                Action::Environment(EnvironmentStep {
+                    actor: "user".to_owned(),
+                    text: body.to_string(),
+                    commits: Vec::new(),
+                }),
+            ));
+            normalised(&run)
+        };
+        assert_eq!(line(one, two), line(two, one));
+        assert_ne!(line(one, two), line(one, one), "which of them are the same is not lost");
+        let last = line(one, two).pop().unwrap();
+        assert!(last.contains("é plan-<uid 1>, then <uid 2>."), "{last}");
+        for no_uuid in [&one[1..], &format!("a{one}"), &format!("{one}0")] {
+            assert_eq!(replace_uuids(no_uuid, |_| "X".to_owned()), no_uuid);
+        }
+    }
+
+    #[test]
+    fn field_names_are_replaced_as_their_values_are() {
+        let uuid = "6f9619ff-8b86-4011-b42d-00c04fc964ff";
+        let mut value =
+            json!({"uid": uuid, "f": {format!("k:{{\"uid\":\"{uuid}\"}}"): {}, "g": 1}});
+        Names::of(&Run::new("r")).replace(&mut value);
+        assert_eq!(value, json!({"uid": "<uid 1>", "f": {"k:{\"uid\":\"<uid 1>\"}": {}, "g": 1}}));
     }
 
     #[test]

@@ -137,6 +137,9 @@ pub struct Verdict {
     pub failures: u64,
     /// How many alternatives turned out to be impossible in this program, and were dropped.
     pub impossible: u64,
+    /// How many alternatives were left out since others lead to the same.
+    #[serde(default)]
+    pub redundant: u64,
     /// The largest number of choice points in one run.
     pub points: usize,
     /// How many interleavings of single deliveries the runs stand for, where the subject counts them
@@ -148,6 +151,10 @@ pub struct Verdict {
     pub shard: Option<Shard>,
     /// What is left out whatever the bounds are, such as other orders of concurrent replies.
     pub exclusions: Vec<String>,
+    /// How the worlds of the runs were made, such as `forked in etcd`, or `made through the API, since
+    /// services cannot be forked`. `None` where the subject has no worlds.
+    #[serde(default)]
+    pub worlds: Option<String>,
 }
 
 impl fmt::Display for Verdict {
@@ -163,9 +170,15 @@ impl fmt::Display for Verdict {
         if self.impossible > 0 {
             write!(f, ", {} impossible", self.impossible)?;
         }
+        if self.redundant > 0 {
+            write!(f, ", {} placements that are as good as later ones", self.redundant)?;
+        }
         write!(f, ", <= {} choice points, {:.1} s", self.points, self.elapsed.as_secs_f64())?;
         if !self.exclusions.is_empty() {
             write!(f, "; left out: {}", self.exclusions.join(", "))?;
+        }
+        if let Some(worlds) = &self.worlds {
+            write!(f, "; worlds: {worlds}")?;
         }
         Ok(())
     }
@@ -323,6 +336,35 @@ pub struct Finding {
     pub window: Option<Duration>,
     /// How the search ended that found it.
     pub verdict: Verdict,
+    /// What came of running it again.
+    #[serde(default)]
+    pub confirmed: Confirmation,
+}
+
+/// What came of making the minimal run again, from nothing.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Confirmation {
+    /// It was not made again.
+    #[default]
+    NotTried,
+    /// Worlds made through the API fail in the same way, with equal normalised traces.
+    ThroughApi {
+        /// In how many runs.
+        runs: u32,
+    },
+    /// Forked worlds fail; a world made through the API does not.
+    ForkOnly,
+    /// Two runs with the same choices differ: the code under test, or the harness, is not deterministic.
+    Diverged {
+        /// The index of the first step that differs.
+        step: usize,
+        /// That step in one run, normalised; empty if that run has ended before.
+        first: String,
+        /// And in the other.
+        second: String,
+    },
 }
 
 /// What a failure needs in order to happen.
@@ -374,6 +416,29 @@ mod tests {
         assert_eq!(text, "exhausted, no bound was met");
         let text = Completeness::NotExhausted { by: Ended::Runs(5) }.to_string();
         assert_eq!(text, "not exhausted: stopped after 5 runs");
+    }
+
+    #[test]
+    fn a_verdict_says_how_its_worlds_were_made() {
+        let verdict = Verdict {
+            completeness: Completeness::Exhausted { within: vec![] },
+            runs: 2,
+            failures: 0,
+            impossible: 0,
+            redundant: 0,
+            points: 1,
+            naive: 0,
+            elapsed: Duration::ZERO,
+            shard: None,
+            exclusions: Vec::new(),
+            worlds: Some("forked in etcd".to_owned()),
+        };
+        let text = verdict.to_string();
+        assert!(text.ends_with("0.0 s; worlds: forked in etcd"), "{text}");
+        let mut json = serde_json::to_value(&verdict).unwrap();
+        json.as_object_mut().unwrap().remove("worlds");
+        let older: Verdict = serde_json::from_value(json).unwrap();
+        assert_eq!(older.worlds, None, "a record from before the field existed can be read");
     }
 
     #[test]

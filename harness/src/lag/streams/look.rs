@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{
-    super::model::{Connection, Event, ObjectKey, StreamDescription, View},
+    super::model::{Connection, Event, ObjectKey, Objects, PointId, StreamDescription, View},
     BodyState, FrameKind, Gate, Stream,
 };
 
@@ -39,6 +39,39 @@ impl Stream {
 
     pub(in crate::lag) fn position(&self) -> usize {
         self.handed.checked_sub(1).map_or(0, |last| self.frames[last].events)
+    }
+
+    /// The events that have been received in this incarnation.
+    pub(in crate::lag) fn events(&self) -> &[Event] {
+        self.log.events()
+    }
+
+    /// Tells one watch of the stream from the next.
+    pub(in crate::lag) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// All objects as they were received last.
+    pub(in crate::lag) fn newest(&self) -> Objects<'_> {
+        self.log.fold(self.log.len()).unwrap_or_default()
+    }
+
+    /// The objects of the initial list.
+    pub(in crate::lag) fn listed(&self) -> Vec<&Value> {
+        self.log.fold(0).unwrap_or_default().into_values().collect()
+    }
+
+    /// What the frame with this number brought to the client, and the point at which it was let go.
+    pub(in crate::lag) fn brought(&self, frame: usize) -> Option<(Brought<'_>, Option<&PointId>)> {
+        let at = self.frames.get(frame)?;
+        let brought = match at.kind {
+            FrameKind::Event => Brought::Event(self.log.events().get(at.events.checked_sub(1)?)?),
+            FrameKind::Bookmark => Brought::Bookmark(at.resource_version.as_deref()?),
+            FrameKind::InitialEnd => Brought::InitialEnd,
+            FrameKind::Initial | FrameKind::Error | FrameKind::Cut => return None,
+        };
+        let point = self.released_at.as_ref().filter(|(end, _)| frame < *end);
+        Some((brought, point.map(|(_, point)| point)))
     }
 
     pub(in crate::lag) fn behind(&self) -> usize {
@@ -130,6 +163,13 @@ impl Stream {
             trouble: self.trouble.clone(),
         }
     }
+}
+
+/// What one frame has brought to the client.
+pub(in crate::lag) enum Brought<'a> {
+    Event(&'a Event),
+    Bookmark(&'a str),
+    InitialEnd,
 }
 
 /// What one frame brings to the client.

@@ -56,9 +56,4 @@ impl<'a> Readable<'a> {
         }
         states
     }
-
-    /// The first view.
-    pub(in crate::lag) fn into_first(self) -> Objects<'a> {
-        self.first
-    }
 }

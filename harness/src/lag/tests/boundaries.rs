@@ -63,7 +63,7 @@ impl Scheduler for Scripted {
         self.seen.lock().unwrap().push(format!(
             "{} {} {resource} {}: {}",
             boundary.number,
-            boundary.request.verb,
+            boundary.request.as_ref().expect("a reply").verb,
             stream.identity.representation,
             names.join(" ")
         ));

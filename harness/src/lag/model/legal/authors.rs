@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::{
-        Action, AnsweredBy, Author, Change, Commit, Outcome, RequestStep, Run, Step,
+        Action, AnsweredBy, Author, Change, Commit, Outcome, RequestStep, Run,
         compare_resource_versions,
     },
     Axiom, Illegal,
@@ -71,7 +71,7 @@ pub(super) fn check_authors(run: &Run) -> Result<(), Illegal> {
                 commit.resource == reference.resource
                     && commit.resource_version == reference.resource_version
                     && commit.by == Author::Actor(environment.actor.clone())
-                    && commit.step == Some(index)
+                    && commit.is_committed_at(index)
             };
             if !run.history.iter().any(is_it) {
                 let text = format!(
@@ -86,16 +86,17 @@ pub(super) fn check_authors(run: &Run) -> Result<(), Illegal> {
 }
 
 fn check_actor(run: &Run, commit: &Commit, actor: &str) -> Result<(), Illegal> {
-    let step = commit.step.and_then(|index| run.steps.get(index));
-    let said = matches!(
-        step,
-        Some(Step { action: Action::Environment(environment), .. })
-            if environment.actor == actor
-                && environment.commits.iter().any(|reference| {
-                    reference.resource == commit.resource
-                        && reference.resource_version == commit.resource_version
-                })
-    );
+    let said = run.steps.iter().any(|step| {
+        matches!(
+            &step.action,
+            Action::Environment(environment)
+                if environment.actor == actor
+                    && environment.commits.iter().any(|reference| {
+                        reference.resource == commit.resource
+                            && reference.resource_version == commit.resource_version
+                    })
+        )
+    });
     if said {
         return Ok(());
     }

@@ -88,7 +88,7 @@ impl<'a> Views<'a> {
         };
         let illegal = |text: String| Err(Illegal::new(Axiom::LiveReads, step, text));
         let from = match request.source {
-            Source::Test => return Ok(()),
+            Source::Test | Source::Unobserved => return Ok(()),
             Source::View { stream, incarnation, position } => {
                 // A list by a selector is answered from a stream without one.
                 let query = match &identity.labels {

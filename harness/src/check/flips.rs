@@ -1,0 +1,404 @@
+//! Flips: each live read of a suite is answered from the lagging view instead, and the suite must go red.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    Check, Server,
+    error::CheckError,
+    ground::{Ground, Source},
+    rehearse, runs,
+    scenario::Scenario,
+};
+use crate::{
+    explore::{Outcome, Search, Shrink, Token},
+    lag::{
+        Requests,
+        model::{Needs, Request, Run, Verb, Verdict},
+    },
+};
+
+/// Looks for the live reads of a suite, and whether anything notices when one of them is answered from a cache.
+///
+/// A live read is a GET or LIST that the process makes in a pass. Each site of one, named by verb, resource, name
+/// and how many of these the pass had made before, is flipped in runs of its own: what it answers is then
+/// a choice among what the lagging view of that resource could show. The code under test is not changed.
+///
+/// ```no_run
+/// # use laggard::check::Scenario;
+/// # fn suite() -> Vec<Scenario> { Vec::new() }
+/// # async fn example(plane: laggard::Plane) -> Result<(), Box<dyn std::error::Error>> {
+/// let flips = laggard::Flips::new()
+///     .survives("list pods #1", "only the metrics need it")
+///     .run(&plane, suite())
+///     .await?;
+/// println!("{flips}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct Flips {
+    check: Check,
+    excused: BTreeMap<String, String>,
+}
+
+impl Flips {
+    /// Explores each flip as [`Check::new`] does.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Explores each flip in this way.
+    pub fn exploring(mut self, check: Check) -> Self {
+        self.check = check;
+        self
+    }
+
+    /// A read, as the report names its site, that nothing has to notice, and why.
+    pub fn survives(mut self, site: impl Into<String>, reason: impl Into<String>) -> Self {
+        self.excused.insert(site.into(), reason.into());
+        self
+    }
+
+    /// Checks the suite as it is, which must pass, then with each of its live reads flipped.
+    ///
+    /// # Errors
+    /// [`CheckError::Found`] if the suite fails without a flip; [`CheckError::Survivors`] if a flip is noticed by no
+    /// scenario and not excused, or if one is excused that is not a survivor; the others as [`Check::run`].
+    pub async fn run(
+        &self,
+        server: impl Into<Server>,
+        suite: impl IntoIterator<Item = Scenario>,
+    ) -> Result<FlipReport, CheckError> {
+        let server = server.into();
+        let mut report = FlipReport::default();
+        let mut found: BTreeMap<ReadSite, Vec<usize>> = BTreeMap::new();
+        let mut stage = Vec::new();
+        for scenario in suite {
+            let ground = Ground::prepare(&server, &scenario).await?;
+            rehearse(&ground, &scenario).await?;
+            let seen = Arc::new(Mutex::new(Seen::default()));
+            let mut subject = runs(&ground, &scenario, Source::Moment);
+            subject.looker = Some(Arc::clone(&seen));
+            let checked = self.check.explore_with(&ground, &scenario, subject).await?;
+            if !checked.findings.is_empty() {
+                return Err(CheckError::Found(Box::new(checked)));
+            }
+            let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+            for site in seen.live {
+                found.entry(site).or_default().push(stage.len());
+            }
+            report.cached.extend(seen.cached.into_iter().map(|(site, stale)| CachedSite {
+                scenario: scenario.name.clone(),
+                site,
+                stale_in: stale.runs,
+                told_apart: stale.told_apart,
+            }));
+            report.unflipped.push((scenario.name.clone(), checked.verdict));
+            stage.push((ground, scenario));
+        }
+        for (site, scenarios) in found {
+            let mut verdict = FlipVerdict::Survives { runs: 0 };
+            for (ground, scenario) in scenarios.iter().map(|index| &stage[*index]) {
+                verdict = self.flip(ground, scenario, &site, verdict).await?;
+                if matches!(verdict, FlipVerdict::LoadBearing { .. }) {
+                    break;
+                }
+            }
+            let excuse = self.excused.get(&site.to_string()).cloned();
+            report.live.push(FlippedSite { site, verdict, excuse });
+        }
+        for (ground, _) in stage {
+            ground.close().await?;
+        }
+        report.unknown_excuses = self
+            .excused
+            .keys()
+            .filter(|name| report.live.iter().all(|flipped| flipped.site.to_string() != **name))
+            .cloned()
+            .collect();
+        if report.is_good() { Ok(report) } else { Err(CheckError::Survivors(Box::new(report))) }
+    }
+
+    /// Explores a scenario with one read flipped, until something notices.
+    async fn flip(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        site: &ReadSite,
+        before: FlipVerdict,
+    ) -> Result<FlipVerdict, CheckError> {
+        let mut subject = runs(ground, scenario, Source::Moment);
+        subject.flip = Some(site.requests());
+        let search: Search = self.check.search(scenario)?;
+        let explored = search.run(&subject).await.map_err(CheckError::Explore)?;
+        let runs = explored.verdict.runs;
+        let Some(failure) = explored.failures.into_iter().next() else {
+            let FlipVerdict::Survives { runs: others } = before else { return Ok(before) };
+            return Ok(FlipVerdict::Survives { runs: others + runs });
+        };
+        let reduced = Shrink::new().max_runs(50).run(&subject, failure).await;
+        let reduced = reduced.map_err(CheckError::Explore)?;
+        Ok(FlipVerdict::LoadBearing {
+            scenario: scenario.name.clone(),
+            oracle: reduced.failure.oracle().to_owned(),
+            text: violation(&reduced.failure.outcome.record),
+            token: reduced.failure.token(),
+            needs: reduced.needs,
+            runs,
+        })
+    }
+}
+
+fn violation(run: &Run) -> String {
+    run.violations().next().map(|(_, violation)| violation.text.clone()).unwrap_or_default()
+}
+
+/// A place at which a process reads from the server.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
+pub struct ReadSite {
+    /// `get` or `list`.
+    pub verb: String,
+    /// The API group; empty for the core group.
+    pub group: String,
+    /// The plural.
+    pub resource: String,
+    /// The name, of a get.
+    pub name: Option<String>,
+    /// Which read of its like in a pass, from 1.
+    pub ordinal: u32,
+}
+
+impl ReadSite {
+    /// The site of a request, if it is a live read of a pass.
+    fn of(request: &Request) -> Option<Self> {
+        let reads = matches!(request.verb, Verb::Get | Verb::List);
+        let live = reads && !request.is_cached_read() && request.pass.is_some();
+        let whole = request.subresource.is_none() && !request.resource.is_empty();
+        (live && whole && request.namespace.is_some()).then(|| Self {
+            verb: request.verb.to_string(),
+            group: request.group.clone(),
+            resource: request.resource.clone(),
+            name: request.name.clone(),
+            ordinal: request.ordinal,
+        })
+    }
+
+    fn requests(&self) -> Requests {
+        let verb = if self.verb == "get" { Verb::Get } else { Verb::List };
+        let requests = Requests::resource(&self.group, &self.resource).verb(verb);
+        let requests = requests.nth_in_pass(self.ordinal);
+        match &self.name {
+            Some(name) => requests.named(name),
+            None => requests,
+        }
+    }
+}
+
+impl fmt::Display for ReadSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)?;
+        if !self.group.is_empty() {
+            write!(f, ".{}", self.group)?;
+        }
+        if let Some(name) = &self.name {
+            write!(f, "/{name}")?;
+        }
+        write!(f, " #{}", self.ordinal)
+    }
+}
+
+/// What came of flipping one read.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FlipVerdict {
+    /// A scenario fails when it is answered from a lagging view.
+    LoadBearing {
+        /// Which.
+        scenario: String,
+        /// The oracle that is violated.
+        oracle: String,
+        /// What it saw.
+        text: String,
+        /// The schedule, reduced.
+        token: Token,
+        /// What the schedule needs.
+        needs: Needs,
+        /// After how many runs that was found.
+        runs: u64,
+    },
+    /// No scenario notices: this live read protects nothing that a test checks.
+    Survives {
+        /// How many runs were made with it flipped.
+        runs: u64,
+    },
+}
+
+/// A live read, and what came of flipping it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FlippedSite {
+    /// The read.
+    pub site: ReadSite,
+    /// What came of it.
+    pub verdict: FlipVerdict,
+    /// Why nothing has to notice.
+    pub excuse: Option<String>,
+}
+
+impl FlippedSite {
+    fn is_good(&self) -> bool {
+        matches!(self.verdict, FlipVerdict::LoadBearing { .. }) != self.excuse.is_some()
+    }
+}
+
+impl fmt::Display for FlippedSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<40} ", self.site.to_string())?;
+        match &self.verdict {
+            FlipVerdict::LoadBearing { scenario, oracle, token, runs, .. } => write!(
+                f,
+                "load-bearing: {scenario:?} violates {oracle:?} with {token}, in run {runs}"
+            )?,
+            FlipVerdict::Survives { runs } => write!(
+                f,
+                "survives: this live read protects nothing that a test checks ({runs} runs)"
+            )?,
+        }
+        match (&self.excuse, self.is_good()) {
+            (Some(reason), true) => write!(f, "; excused: {reason}"),
+            (Some(reason), false) => {
+                write!(f, "; excused ({reason}), and it is noticed: remove that")
+            }
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// A read of a wrapped cache, and whether a stale answer made a difference.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CachedSite {
+    /// The scenario.
+    pub scenario: String,
+    /// File, line and question.
+    pub site: String,
+    /// In how many runs it had a stale answer.
+    pub stale_in: u64,
+    /// Whether any of those runs wrote something else than the run in which everything is fresh.
+    pub told_apart: bool,
+}
+
+impl fmt::Display for CachedSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<40} ", self.site)?;
+        match (self.stale_in, self.told_apart) {
+            (0, _) => write!(f, "never stale in {:?}: as good as a live read there", self.scenario),
+            (runs, false) => write!(
+                f,
+                "stale in {runs} runs of {:?}, which wrote what a live read would have: not told apart",
+                self.scenario
+            ),
+            (runs, true) => {
+                write!(f, "stale in {runs} runs of {:?}, and that matters", self.scenario)
+            }
+        }
+    }
+}
+
+/// What a suite notices of stale reads.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct FlipReport {
+    /// Every live read of the suite.
+    pub live: Vec<FlippedSite>,
+    /// Every read of a wrapped cache, in each scenario.
+    pub cached: Vec<CachedSite>,
+    /// How each scenario was explored without a flip.
+    pub unflipped: Vec<(String, Verdict)>,
+    /// The excuses that name no live read of the suite.
+    pub unknown_excuses: Vec<String>,
+}
+
+impl FlipReport {
+    fn is_good(&self) -> bool {
+        self.unknown_excuses.is_empty() && self.live.iter().all(FlippedSite::is_good)
+    }
+
+    /// How many live reads are load-bearing.
+    #[must_use]
+    pub fn load_bearing(&self) -> usize {
+        let noticed = |site: &&FlippedSite| matches!(site.verdict, FlipVerdict::LoadBearing { .. });
+        self.live.iter().filter(noticed).count()
+    }
+}
+
+impl fmt::Display for FlipReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "live reads: load-bearing {}/{}", self.load_bearing(), self.live.len())?;
+        for site in &self.live {
+            write!(f, "\n  {site}")?;
+        }
+        for name in &self.unknown_excuses {
+            write!(f, "\n  {name:?} is excused, and the suite has no such live read")?;
+        }
+        if !self.cached.is_empty() {
+            write!(f, "\ncached reads:")?;
+        }
+        for site in &self.cached {
+            write!(f, "\n  {site}")?;
+        }
+        for (scenario, verdict) in &self.unflipped {
+            write!(f, "\nwithout a flip, {scenario:?}: {verdict}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is seen of the reads in the runs of one scenario.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    live: std::collections::BTreeSet<ReadSite>,
+    cached: BTreeMap<String, Stale>,
+    /// What the run wrote in which everything is fresh.
+    baseline: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Stale {
+    runs: u64,
+    told_apart: bool,
+}
+
+impl Seen {
+    pub(super) fn look(&mut self, outcome: &Outcome<Run>) {
+        let run = &outcome.record;
+        self.live.extend(run.requests().filter_map(|(_, step)| ReadSite::of(&step.request)));
+        let wrote = writes(&outcome.trace);
+        if run.deviations().next().is_none() && self.baseline.is_none() {
+            self.baseline = Some(wrote.clone());
+        }
+        let differs = self.baseline.as_ref().is_some_and(|baseline| *baseline != wrote);
+        for (_, read) in run.reads() {
+            let Some(site) = &read.site else { continue };
+            let stale = self.cached.entry(format!("{site} {}", read.query)).or_default();
+            if read.stale {
+                stale.runs += 1;
+                stale.told_apart |= differs;
+            }
+        }
+    }
+}
+
+/// The lines of a trace that are writes.
+fn writes(trace: &[String]) -> Vec<String> {
+    const READS: [&str; 2] = [r#""verb":"get""#, r#""verb":"list""#];
+    let request = |line: &&String| line.contains(r#"{"request":"#);
+    let reads = |line: &str| READS.iter().any(|read| line.contains(read));
+    trace.iter().filter(request).filter(|line| !reads(line)).cloned().collect()
+}

@@ -1,0 +1,319 @@
+//! Where runs are made: a server, the worlds that are forked on it, and what is followed there.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, PostParams},
+};
+use serde_json::json;
+
+use super::{
+    error::CheckError,
+    scenario::{BoxError, Making, Scenario},
+    world::SetUp,
+};
+use crate::{
+    connect::{Connector, Upstream},
+    lag::{
+        Lag,
+        model::{Request, Verb},
+        tap::{TapResource, Taps},
+    },
+    plane::Plane,
+    world::{EtcdAddress, Moment, Worlds},
+};
+
+/// A server on which scenarios are checked.
+///
+/// Made from a [`Plane`], whose etcd can be reached, or from any [`Config`]: then every world is made through the
+/// API.
+#[derive(Clone)]
+pub struct Server {
+    config: Config,
+    etcd: Result<EtcdAddress, String>,
+}
+
+impl From<&Plane> for Server {
+    fn from(plane: &Plane) -> Self {
+        let etcd = plane.etcd().map_err(|error| error.to_string());
+        Self { config: plane.config(), etcd }
+    }
+}
+
+impl From<Config> for Server {
+    fn from(config: Config) -> Self {
+        Self { config, etcd: Err("the etcd of this server is not known".to_owned()) }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("url", &self.config.cluster_url).finish_non_exhaustive()
+    }
+}
+
+/// What all runs of one check share.
+pub(super) struct Ground {
+    client: Client,
+    taps: Taps,
+    forks: Result<Forks, String>,
+    /// What is followed in every world.
+    followed: Mutex<BTreeSet<TapResource>>,
+    /// What cannot be listed and watched.
+    unfollowable: Mutex<BTreeSet<TapResource>>,
+}
+
+struct Forks {
+    worlds: Worlds,
+    /// What every run is forked from; the reason where that cannot be.
+    moment: Result<Moment, String>,
+}
+
+/// What a world is made from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Source {
+    /// A moment, where it can be forked.
+    Moment,
+    /// Nothing, through the API.
+    Nothing,
+}
+
+/// A world for one run.
+pub(super) struct Place {
+    pub(super) namespace: String,
+    pub(super) lag: Lag,
+    fork: Option<crate::world::World>,
+}
+
+impl Ground {
+    /// Connects, makes the set-up once, and keeps its moment if it can be forked.
+    pub(super) async fn prepare(server: &Server, scenario: &Scenario) -> Result<Self, CheckError> {
+        let connector = Connector::new(&server.config).map_err(CheckError::config)?;
+        let upstream = connector.upstream();
+        let client = Client::new(upstream.clone(), connector.default_namespace());
+        let worlds = match &server.etcd {
+            Ok(etcd) => Worlds::new(etcd).await.map_err(|error| error.to_string()),
+            Err(reason) => Err(reason.clone()),
+        };
+        let taps = Taps::over(upstream);
+        let mut ground = Self {
+            client,
+            taps,
+            forks: Err(String::new()),
+            followed: Mutex::default(),
+            unfollowable: Mutex::default(),
+        };
+        ground.forks = match worlds {
+            Err(reason) => Err(reason),
+            Ok(worlds) => {
+                ground.taps.keep_only("lw-");
+                let source = worlds.name().await.map_err(CheckError::world)?;
+                ground.create(&source, scenario.set_up.as_ref()).await?;
+                let moment = worlds.moment(&source).await.map_err(|error| error.to_string());
+                worlds.erase_namespace(&source).await.map_err(CheckError::world)?;
+                Ok(Forks { worlds, moment })
+            }
+        };
+        if let Ok(Forks { moment: Ok(moment), .. }) = &ground.forks {
+            for resource in resources_of(moment) {
+                ground.follow(resource).await;
+            }
+        }
+        Ok(ground)
+    }
+
+    /// How worlds are made, in words.
+    pub(super) fn way(&self) -> String {
+        let reason = match &self.forks {
+            Err(reason) => reason,
+            Ok(Forks { moment: Err(reason), .. }) => reason,
+            Ok(Forks { moment: Ok(_), .. }) => return "forked in etcd".to_owned(),
+        };
+        format!("made through the API, since {}", reason.lines().next().unwrap_or_default())
+    }
+
+    /// Makes a namespace and what is in it, through the API.
+    async fn create(&self, namespace: &str, set_up: Option<&Making>) -> Result<(), CheckError> {
+        let object: Result<Namespace, _> =
+            serde_json::from_value(json!({ "metadata": { "name": namespace } }));
+        let object = object.map_err(|error| CheckError::set_up(error.into()))?;
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces
+            .create(&PostParams::default(), &object)
+            .await
+            .map_err(|error| CheckError::set_up(error.into()))?;
+        if let Some(set_up) = set_up {
+            let world = SetUp { client: self.client.clone(), namespace: namespace.to_owned() };
+            set_up(world).await.map_err(CheckError::set_up)?;
+        }
+        Ok(())
+    }
+
+    /// A world of its own for a run, with everything in it followed.
+    pub(super) async fn world(
+        &self,
+        scenario: &Scenario,
+        from: Source,
+    ) -> Result<Place, CheckError> {
+        let (namespace, fork, complete) = match (&self.forks, from) {
+            (Ok(Forks { worlds, moment: Ok(moment) }), Source::Moment) => {
+                let fork = worlds.fork(moment).await.map_err(CheckError::world)?;
+                let last = fork.last_revisions();
+                for resource in resources_of(moment) {
+                    let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
+                    let revision = last.get(&kind).copied();
+                    if let Some(revision) = revision.filter(|_| self.taps.is_open(&resource)) {
+                        let reached = self.taps.reached(&resource, fork.namespace(), revision);
+                        reached.await.map_err(|error| CheckError::set_up(error.into()))?;
+                    }
+                }
+                fork.authorized(&self.client).await.map_err(CheckError::world)?;
+                (fork.namespace().to_owned(), Some(fork), true)
+            }
+            (Ok(Forks { worlds, .. }), _) => {
+                let namespace = worlds.name().await.map_err(CheckError::world)?;
+                self.create(&namespace, scenario.set_up.as_ref()).await?;
+                (namespace, None, false)
+            }
+            (Err(_), _) => {
+                let id = uuid::Uuid::new_v4().simple().to_string();
+                let namespace = format!("laggard-{}", &id[..12]);
+                self.create(&namespace, scenario.set_up.as_ref()).await?;
+                (namespace, None, false)
+            }
+        };
+        let service = self.taps.service(&namespace);
+        if complete {
+            service.complete();
+        }
+        let lag = Lag::over_upstream(Upstream::new(service), &namespace);
+        lag.record();
+        for TapResource { group, version, plural } in self.followed() {
+            lag.observe_resource(&group, &version, &plural, &namespace)
+                .await
+                .map_err(|error| CheckError::set_up(error.into()))?;
+        }
+        Ok(Place { namespace, lag, fork })
+    }
+
+    /// Removes the world of a run, whose clients are gone.
+    pub(super) async fn leave(&self, place: Place) -> Result<(), CheckError> {
+        place.lag.close();
+        self.taps.forget(&place.namespace);
+        match (&self.forks, place.fork) {
+            (Ok(Forks { worlds, .. }), Some(fork)) => {
+                worlds.erase(fork).await.map_err(CheckError::world)
+            }
+            (Ok(Forks { worlds, .. }), None) => {
+                worlds.erase_namespace(&place.namespace).await.map_err(CheckError::world)
+            }
+            (Err(_), _) => {
+                let namespaces: Api<Namespace> = Api::all(self.client.clone());
+                let how = DeleteParams::background();
+                match namespaces.delete(&place.namespace, &how).await {
+                    Ok(_) | Err(kube::Error::Api(_)) => Ok(()),
+                    Err(error) => Err(CheckError::set_up(error.into())),
+                }
+            }
+        }
+    }
+
+    /// Follows what a run has asked about and nobody followed. Whether there was anything.
+    pub(super) async fn learn<'a>(
+        &self,
+        requests: impl IntoIterator<Item = &'a Request>,
+        namespace: &str,
+    ) -> bool {
+        let asked: BTreeSet<TapResource> = requests
+            .into_iter()
+            .filter(|request| is_about_objects(request, namespace))
+            .map(|request| TapResource::new(&*request.group, &*request.version, &*request.resource))
+            .collect();
+        let known = self.followed();
+        let unfollowable = lock(&self.unfollowable).clone();
+        let mut learned = false;
+        for resource in asked {
+            // Versions of one resource share their history.
+            let same = |known: &TapResource| {
+                (&known.group, &known.plural) == (&resource.group, &resource.plural)
+            };
+            if !known.iter().any(same) && !unfollowable.iter().any(same) {
+                learned |= self.follow(resource).await;
+            }
+        }
+        learned
+    }
+
+    async fn follow(&self, resource: TapResource) -> bool {
+        if is_event(&resource) {
+            return false;
+        }
+        match self.taps.open(&resource, None).await {
+            Ok(()) => lock(&self.followed).insert(resource),
+            Err(error) => {
+                tracing::debug!(%resource, %error, "a resource cannot be followed");
+                lock(&self.unfollowable).insert(resource);
+                false
+            }
+        }
+    }
+
+    /// How many resources are followed.
+    pub(super) fn followed_count(&self) -> usize {
+        lock(&self.followed).len()
+    }
+
+    fn followed(&self) -> Vec<TapResource> {
+        lock(&self.followed).iter().cloned().collect()
+    }
+
+    /// Waits until everything is removed.
+    pub(super) async fn close(self) -> Result<(), CheckError> {
+        match self.forks {
+            Ok(Forks { worlds, .. }) => worlds.close().await.map_err(CheckError::world),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn resources_of(moment: &Moment) -> Vec<TapResource> {
+    let resources = moment.resources_and_versions();
+    let named = resources.map(|(resource, api_version)| {
+        let version = api_version.rsplit('/').next().unwrap_or(api_version);
+        TapResource::new(&*resource.group, version, &*resource.plural)
+    });
+    named.collect()
+}
+
+/// Events tell what happened and are no state; forks leave them out as well.
+fn is_event(resource: &TapResource) -> bool {
+    resource.plural == "events" && matches!(&*resource.group, "" | "events.k8s.io")
+}
+
+fn is_about_objects(request: &Request, namespace: &str) -> bool {
+    let verb = request.verb.is_write() || matches!(request.verb, Verb::Get | Verb::List);
+    verb && !request.resource.is_empty()
+        && request.namespace.as_deref() == Some(namespace)
+        && !request.resource.ends_with("reviews")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Sets of names: whole whatever happened.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A run that could not be made: the harness, the server, or what the scenario's own closures said.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}{evidence}")]
+pub struct RunError {
+    pub(super) what: String,
+    pub(super) evidence: String,
+    #[source]
+    pub(super) source: Option<BoxError>,
+}

@@ -1,0 +1,397 @@
+//! Checking a process: every legal view within bounds, on a real server, each run in a world of its own.
+//!
+//! A [`Scenario`] says what is set up, what the process under test does, who else acts, and what must hold.
+//! [`check`](crate::check()) explores it, reduces what fails to the one stale read, makes it again from nothing, and
+//! says how to replay it. [`Check`] is the same with other bounds.
+
+mod actor;
+mod director;
+mod error;
+mod files;
+mod finding;
+mod flips;
+mod ground;
+mod oracles;
+mod reduction;
+mod run;
+mod scenario;
+mod truth;
+mod world;
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+pub use self::{
+    actor::{Acting, Actor, Step},
+    error::CheckError,
+    flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
+    ground::{RunError, Server},
+    oracles::{BuiltIn, Claim, Oracles, Sighting},
+    scenario::{BoxError, Scenario},
+    truth::Truth,
+    world::{SetUp, World},
+};
+use self::{
+    files::Files,
+    ground::{Ground, Source},
+    run::Runs,
+};
+use crate::{
+    explore::{
+        Choices, ExploreError, Explored, Failure, OutOfDate, Regressions, ReplayError, Search,
+        Shrink, Subject, Token, replay,
+    },
+    lag::model::{Bounds, Finding, Run, Shard, Verdict},
+    report,
+};
+
+/// The variable whose token is replayed in place of a search.
+pub(crate) const REPLAY: &str = "LAGGARD_REPLAY";
+
+/// Explores a scenario on a server with the bounds of [`Check::new`], and judges every run.
+///
+/// # Errors
+/// [`CheckError::Found`] if a run violates an oracle; its text explains the race and how to replay it. The others if
+/// that could not be found out.
+///
+/// See [`Scenario`] for an example.
+pub async fn check(server: impl Into<Server>, scenario: Scenario) -> Result<Report, CheckError> {
+    Check::new().run(server, scenario).await
+}
+
+/// How a scenario is explored.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Check {
+    bounds: Bounds,
+    runs: Option<u64>,
+    time: Option<Duration>,
+    parallel: usize,
+    shard: Option<Shard>,
+    keep_going: bool,
+    every_moment: bool,
+    files: Files,
+}
+
+impl Check {
+    /// At most two stale reads, two holds and one fault in a run, as many runs as that takes, four at once; stops at
+    /// the first failure.
+    pub fn new() -> Self {
+        Self {
+            bounds: Bounds::default(),
+            runs: None,
+            time: None,
+            parallel: 4,
+            shard: None,
+            keep_going: false,
+            every_moment: false,
+            files: Files::default(),
+        }
+    }
+
+    /// Departs at most so far from the run in which everything is fresh.
+    pub fn bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
+    /// Makes at most so many runs.
+    pub fn max_runs(mut self, runs: u64) -> Self {
+        self.runs = Some(runs);
+        self
+    }
+
+    /// Begins no run when so much time has passed.
+    pub fn max_time(mut self, time: Duration) -> Self {
+        self.time = Some(time);
+        self
+    }
+
+    /// Keeps so many runs under way at once, each in a world of its own; four unless said.
+    pub fn parallel(mut self, runs: usize) -> Self {
+        self.parallel = runs.max(1);
+        self
+    }
+
+    /// Explores one part of the whole; see [`Search::shard`]. By default what the variables `LAGGARD_SHARD=i/n`, or
+    /// `JOB_COMPLETION_INDEX` with `LAGGARD_SHARDS=n`, say.
+    pub fn shard(mut self, shard: Shard) -> Self {
+        self.shard = Some(shard);
+        self
+    }
+
+    /// Goes on after a failure, and counts all of them. The first is the one that is reduced.
+    pub fn keep_going(mut self) -> Self {
+        self.keep_going = true;
+        self
+    }
+
+    /// The directory for the tokens of failing runs, one file a scenario, which are tried first the next time. By default
+    /// `laggard-regressions` beside the manifest of the package under test.
+    pub fn regressions(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.files.regressions = Some(directory.into());
+        self
+    }
+
+    /// The directory for pages and results. By default `laggard` in the target directory of the test.
+    pub fn output(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.files.output = Some(directory.into());
+        self
+    }
+
+    /// Lets actors act at every moment, also where a later one leads to the same. To see that the reduction leaves
+    /// nothing out.
+    pub fn at_every_moment(mut self) -> Self {
+        self.every_moment = true;
+        self
+    }
+
+    /// Reads and writes no files: for a scenario that is meant to fail.
+    pub fn without_files(mut self) -> Self {
+        self.files.off = true;
+        self
+    }
+
+    /// Explores the scenario on a server.
+    ///
+    /// If the variable `LAGGARD_REPLAY` has a token, that one run is made, from nothing and through the API, and
+    /// nothing else. Dropping the future ends the runs under way; what they left is removed in the background.
+    ///
+    /// # Errors
+    /// See [`check`].
+    pub async fn run(
+        &self,
+        server: impl Into<Server>,
+        scenario: Scenario,
+    ) -> Result<Report, CheckError> {
+        let server = server.into();
+        let token = replayed()?;
+        let ground = Ground::prepare(&server, &scenario).await?;
+        let report = match token {
+            Some(token) => self.replay(&ground, &scenario, &token).await,
+            None => self.explore(&ground, &scenario).await,
+        };
+        // Also after an error, but then that is what matters.
+        let closed = ground.close().await;
+        let report = report?;
+        closed?;
+        self.files.write(&report)?;
+        if report.findings.is_empty() {
+            Ok(report)
+        } else {
+            Err(CheckError::Found(Box::new(report)))
+        }
+    }
+
+    async fn explore(&self, ground: &Ground, scenario: &Scenario) -> Result<Report, CheckError> {
+        rehearse(ground, scenario).await?;
+        self.explore_with(ground, scenario, runs(ground, scenario, Source::Moment)).await
+    }
+
+    async fn explore_with(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        forked: Runs<'_>,
+    ) -> Result<Report, CheckError> {
+        let file = self.files.regressions_of(&scenario.name);
+        let mut forked = forked;
+        forked.every_moment = self.every_moment;
+        let mut search = self.search(scenario)?;
+        if let Some(file) = &file {
+            let saved = Regressions::read(file).map_err(files::regressions)?;
+            search = search.first(saved.tokens().iter().cloned());
+        }
+        let explored = search.run(&forked).await.map_err(CheckError::Explore)?;
+        let Explored { mut verdict, failures, out_of_date, runs_by_cost, .. } = explored;
+        verdict.worlds = Some(ground.way());
+        let mut report = Report::new(scenario, verdict, runs_by_cost, out_of_date);
+        let Some(first) = failures.into_iter().next() else { return Ok(report) };
+        let finding = self.reduce(ground, scenario, first, &report.verdict).await?;
+        if let (Some(file), Ok(token)) = (file, finding.token.parse()) {
+            let remark = finding.run.violations().next().map(|(_, it)| it.oracle.clone());
+            Regressions::add(&file, &token, &remark.unwrap_or_default())
+                .map_err(files::regressions)?;
+            report.saved = Some(file.display().to_string());
+        }
+        report.findings.push(finding);
+        Ok(report)
+    }
+
+    async fn replay(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        token: &Token,
+    ) -> Result<Report, CheckError> {
+        let subject = runs(ground, scenario, Source::Nothing);
+        subject.run(Choices::fresh()).await.map_err(rehearsal)?;
+        let failure = match replay(&subject, token).await {
+            Ok(failure) => failure,
+            Err(ReplayError::OutOfDate(error)) => return Err(CheckError::OutOfDate(error)),
+            Err(ReplayError::Explore(error)) => return Err(CheckError::Explore(error)),
+        };
+        let verdict = finding::verdict_of_replay(failure.is_some());
+        let mut report = Report::new(scenario, verdict, Vec::new(), Vec::new());
+        if let Some(failure) = failure {
+            let needs = finding::needs_of(token);
+            report.findings.push(finding::of(failure, needs, &report.verdict, true));
+        }
+        Ok(report)
+    }
+
+    async fn reduce(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        failure: Failure<Run>,
+        verdict: &Verdict,
+    ) -> Result<Finding, CheckError> {
+        let forked = runs(ground, scenario, Source::Moment);
+        let shrunk = Shrink::new().max_runs(200).run(&forked, failure).await;
+        let shrunk = shrunk.map_err(CheckError::Explore)?;
+        let mut finding = finding::of(shrunk.failure, shrunk.needs, verdict, shrunk.minimal);
+        finding::confirm(&runs(ground, scenario, Source::Nothing), &mut finding).await?;
+        Ok(finding)
+    }
+
+    fn search(&self, scenario: &Scenario) -> Result<Search, CheckError> {
+        let mut search = Search::new().bounds(self.bounds).parallel(self.parallel);
+        if let Some(runs) = self.runs {
+            search = search.max_runs(runs);
+        }
+        if let Some(time) = self.time {
+            search = search.max_time(time);
+        }
+        if let Some(shard) = self.shard.map_or_else(files::shard, |shard| Ok(Some(shard)))? {
+            search = search.shard(shard);
+        }
+        if self.keep_going {
+            search = search.keep_going();
+        }
+        for exclusion in exclusions(scenario) {
+            search = search.leaves_out(exclusion);
+        }
+        Ok(search)
+    }
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn runs<'a>(ground: &'a Ground, scenario: &'a Scenario, from: Source) -> Runs<'a> {
+    Runs {
+        ground,
+        scenario,
+        from,
+        flip: None,
+        looker: None,
+        every_moment: false,
+        ends: Arc::default(),
+    }
+}
+
+/// Makes the run in which everything is fresh until nothing new is asked about, so that all that the process asks
+/// about is followed from the first run of the search on.
+async fn rehearse(ground: &Ground, scenario: &Scenario) -> Result<(), CheckError> {
+    let forked = runs(ground, scenario, Source::Moment);
+    for _ in 0..3 {
+        let known = ground.followed_count();
+        forked.run(Choices::fresh()).await.map_err(rehearsal)?;
+        if ground.followed_count() == known {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn rehearsal(error: RunError) -> CheckError {
+    CheckError::Explore(ExploreError::Run { token: Token::default(), source: error })
+}
+
+/// What no run of the scenario has, whatever the bounds are.
+fn exclusions(scenario: &Scenario) -> Vec<&'static str> {
+    let mut exclusions = vec!["other orders of concurrent replies and of keys", "requeue timers"];
+    if scenario.actors.is_empty() {
+        exclusions.push("steps of other actors");
+    }
+    if !scenario.restarts {
+        exclusions.push("restarts");
+    }
+    if !scenario.lost_replies {
+        exclusions.push("lost replies");
+    }
+    exclusions
+}
+
+fn replayed() -> Result<Option<Token>, CheckError> {
+    match std::env::var(REPLAY) {
+        Ok(text) if !text.trim().is_empty() => {
+            text.parse().map(Some).map_err(|error| CheckError::token(&text, &error))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What a check has found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// The name of the scenario.
+    pub name: String,
+    /// How the search ended, and what it counted.
+    pub verdict: Verdict,
+    /// The first failure, reduced; empty if the scenario passes.
+    pub findings: Vec<Finding>,
+    /// How many runs were made at each cost, from 0.
+    pub runs_by_cost: Vec<u64>,
+    /// The saved tokens that no longer fit, which prove nothing any more.
+    pub out_of_date: Vec<OutOfDate>,
+    /// The file that the token of the finding was saved in.
+    pub saved: Option<String>,
+}
+
+impl Report {
+    fn new(
+        scenario: &Scenario,
+        verdict: Verdict,
+        runs_by_cost: Vec<u64>,
+        out_of_date: Vec<OutOfDate>,
+    ) -> Self {
+        let name = scenario.name.clone();
+        Self { name, verdict, findings: Vec::new(), runs_by_cost, out_of_date, saved: None }
+    }
+
+    fn how_to_replay(&self) -> report::Replay {
+        report::Replay { command: files::command(), saved: self.saved.clone() }
+    }
+
+    /// A page with the findings, for a browser: one file, which asks for nothing else.
+    #[must_use]
+    pub fn page(&self) -> String {
+        let runs: Vec<Run> = self.findings.iter().map(|finding| finding.run.clone()).collect();
+        report::page(&report::Page {
+            title: &self.name,
+            verdict: &self.verdict,
+            findings: &self.findings,
+            runs: &runs,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.findings.is_empty() {
+            write!(f, "{}: passes, {}", self.name, self.verdict)?;
+        }
+        for finding in &self.findings {
+            write!(f, "{}", report::failure(finding, &self.how_to_replay()))?;
+        }
+        for out_of_date in &self.out_of_date {
+            write!(f, "\n{out_of_date}")?;
+        }
+        Ok(())
+    }
+}

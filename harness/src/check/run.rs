@@ -1,0 +1,232 @@
+//! One run of a scenario: a world, the process in it, and the judgement.
+
+use std::{
+    collections::BTreeSet,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::FutureExt;
+use tokio::time::timeout;
+
+use super::{
+    director::Director,
+    error::CheckError,
+    flips::Seen,
+    ground::{Ground, Place, RunError, Source},
+    oracles::{self, BuiltIn, Ends},
+    reduction::{self, Moment},
+    scenario::{BoxError, Scenario},
+    world::World,
+};
+use crate::{
+    explore::{Choices, Ending, Outcome, Subject},
+    lag::{
+        Requests,
+        model::{self, Action, PointId, Run, Step, Violation},
+    },
+};
+
+/// The oracle that a panic of the process violates.
+const PANICS: &str = "the process does not panic";
+
+/// A scenario on a ground, to be run with any choices.
+pub(super) struct Runs<'a> {
+    pub(super) ground: &'a Ground,
+    pub(super) scenario: &'a Scenario,
+    pub(super) from: Source,
+    /// The reads that are answered from the lagging view.
+    pub(super) flip: Option<Requests>,
+    /// Looks at every run.
+    pub(super) looker: Option<Arc<Mutex<Seen>>>,
+    /// No placement of an actor's step stands for another.
+    pub(super) every_moment: bool,
+    pub(super) ends: Arc<Mutex<Ends>>,
+}
+
+impl Subject for Runs<'_> {
+    type Record = Run;
+    type Error = RunError;
+
+    async fn run(&self, choices: Choices) -> Result<Outcome<Run>, RunError> {
+        let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
+        let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
+        place.lag.clear_scheduler();
+        let outcome = match ran {
+            Ok(Ok(ran)) => Ok(self.judge(&place, ran)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(RunError {
+                what: format!("the process has not ended within {:?}", self.scenario.deadline),
+                evidence: format!("\n{}", place.lag),
+                source: None,
+            }),
+        };
+        if let Ok(outcome) = &outcome {
+            let requests = outcome.record.requests().map(|(_, step)| &step.request);
+            self.ground.learn(requests, &place.namespace).await;
+            if let Some(looker) = &self.looker {
+                looker.lock().unwrap_or_else(PoisonError::into_inner).look(outcome);
+            }
+        }
+        self.ground.leave(place).await.map_err(RunError::of)?;
+        outcome
+    }
+}
+
+/// What a process has come to.
+struct Ran {
+    director: Director,
+    settled: Option<bool>,
+    panic: Option<String>,
+}
+
+impl Runs<'_> {
+    async fn in_world(&self, place: &Place, choices: Choices) -> Result<Ran, RunError> {
+        let Place { lag, namespace, .. } = place;
+        lag.hold();
+        if let Some(flip) = &self.flip {
+            lag.flip(flip.clone());
+        }
+        let director = Director::new(lag, namespace, self.scenario, choices);
+        let mut restarts = 0;
+        loop {
+            let world = World::new(lag, namespace, &director, self.scenario.passes);
+            let process = (self.scenario.process)(world.clone());
+            let mut process = Box::pin(AssertUnwindSafe(process).catch_unwind());
+            let ended = tokio::select! {
+                ended = &mut process => Some(ended),
+                () = lag.restarted(restarts + 1) => None,
+            };
+            // Whatever is under way of it ends here.
+            drop(process);
+            let settled = world.settled();
+            world.end().await;
+            director.leave_pass();
+            if let Some(error) = director.take_error() {
+                let what = "an actor of the scenario could not act".to_owned();
+                return Err(RunError { what, evidence: String::new(), source: Some(error) });
+            }
+            match ended {
+                None => restarts += 1,
+                Some(Ok(Ok(()))) => return Ok(Ran { director, settled, panic: None }),
+                Some(Ok(Err(error))) => return Err(self.process_failed(place, error)),
+                Some(Err(panic)) => {
+                    let panic = Some(text_of(&*panic));
+                    return Ok(Ran { director, settled, panic });
+                }
+            }
+        }
+    }
+
+    fn process_failed(&self, place: &Place, error: BoxError) -> RunError {
+        let evidence = format!("\n{}", place.lag);
+        let what = format!("the process of {:?} returned an error: {error}", self.scenario.name);
+        RunError { what, evidence, source: None }
+    }
+
+    fn judge(&self, place: &Place, ran: Ran) -> Outcome<Run> {
+        let chances = ran.director.chances();
+        let notes: Vec<usize> = chances.iter().map(|(notes, _)| *notes).collect();
+        let (mut run, steps) = place.lag.run_with_steps(&self.scenario.name, &notes);
+        let moments: Vec<Moment> = chances
+            .into_iter()
+            .zip(steps)
+            .map(|((_, moment), step)| Moment { step, ..moment })
+            .collect();
+        // Before the judgement, which adds a step.
+        let redundant = match self.every_moment {
+            true => BTreeSet::new(),
+            false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
+        };
+        run.choices = ran.director.record().chosen();
+        if let Some((point, why)) = ran.director.record().impossible().into_iter().next() {
+            return Outcome::new(Ending::Impossible { point, why }, run);
+        }
+        let ending = self.ending(&mut run, &ran);
+        let trace = trace(&run);
+        let interleavings = model::interleavings(&run).unwrap_or(1);
+        Outcome::new(ending, run)
+            .with_trace(trace)
+            .with_interleavings(interleavings)
+            .with_redundant(redundant)
+    }
+
+    fn ending(&self, run: &mut Run, ran: &Ran) -> Ending {
+        let oracles = &self.scenario.oracles;
+        if let Some(text) = &ran.panic {
+            let violation = Violation { oracle: PANICS.to_owned(), text: text.clone() };
+            return add_violation(run, violation);
+        }
+        // What no cluster can show proves nothing about the process.
+        if let Err(illegal) = model::check(run) {
+            let violation = Violation { oracle: ILLEGAL.to_owned(), text: illegal.to_string() };
+            return add_violation(run, violation);
+        }
+        let settled = ran.settled.unwrap_or(true);
+        if let Some(violation) = oracles::judge(run, oracles, settled) {
+            return Ending::failed(violation.oracle, violation.text);
+        }
+        if oracles.has(BuiltIn::SameEnd) && ran.settled == Some(true) {
+            let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+            let group = ran.director.disturbances(run);
+            if let Some(violation) = oracles::judge_end(run, oracles, &mut ends, &group) {
+                return Ending::failed(violation.oracle, violation.text);
+            }
+        }
+        Ending::Passed
+    }
+}
+
+/// The oracle that a run violates which the checker refuses: a defect of this library.
+pub(super) const ILLEGAL: &str = "the harness shows only legal views";
+
+fn add_violation(run: &mut Run, violation: Violation) -> Ending {
+    let at = run.steps.last().map(|step| step.at).unwrap_or_default();
+    run.steps.push(Step::new(at, Action::Violation(violation.clone())));
+    Ending::failed(violation.oracle, violation.text)
+}
+
+/// What two runs of one schedule have in common: all from the first pass on. How the process gets its streams
+/// open is not scheduled.
+pub(super) fn trace(run: &Run) -> Vec<String> {
+    let first = run.steps.iter().position(|step| matches!(step.action, Action::PassStart(_)));
+    let first = first.unwrap_or_default();
+    let mut part = run.clone();
+    part.steps.drain(..first);
+    for step in &mut part.steps {
+        if let Action::Request(request) = &mut step.action {
+            request.sent = request.sent.saturating_sub(first);
+            // Numbers count the lists and watches of the beginning too.
+            request.request.number = 0;
+        }
+    }
+    model::normalised(&part)
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "it panicked without a text".to_owned())
+}
+
+/// The points of a run that its record names.
+pub(super) fn point_of(action: &Action) -> Option<&PointId> {
+    match action {
+        Action::Read(read) => read.point.as_ref(),
+        Action::Release(release) => release.point.as_ref(),
+        Action::Hold(hold) => hold.point.as_ref(),
+        Action::ListEnd(end) => end.point.as_ref(),
+        _ => None,
+    }
+}
+
+impl RunError {
+    fn of(error: CheckError) -> Self {
+        let source = Some(error.into());
+        Self {
+            what: "the world of a run could not be made".to_owned(),
+            evidence: String::new(),
+            source,
+        }
+    }
+}

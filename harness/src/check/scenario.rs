@@ -1,0 +1,204 @@
+//! What is explored: a set-up, a process under test, other actors, and what must hold.
+
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+
+use super::{
+    actor::Actor,
+    oracles::{BuiltIn, Claim, Oracles, Sighting},
+    truth::Truth,
+    world::{SetUp, World},
+};
+use crate::lag::model::RequestStep;
+
+/// Any error, as the closures of a scenario return it.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+pub(super) type Process =
+    Arc<dyn Fn(World) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync>;
+pub(super) type Making =
+    Arc<dyn Fn(SetUp) -> BoxFuture<'static, Result<(), BoxError>> + Send + Sync>;
+
+/// A process under test in a world of its own, with all that may happen around it.
+///
+/// The process is a closure that is called once for each run, and again after each restart that a schedule
+/// has in it. Everything it knows it must get from its [`World`]; runs go on at the same time.
+///
+/// ```no_run
+/// use k8s_openapi::api::core::v1::ConfigMap;
+/// use kube::runtime::reflector::ObjectRef;
+/// use laggard::check::{BoxError, Scenario, World};
+///
+/// async fn reconcile(world: &World) -> Result<(), BoxError> {
+///     let maps = world.cache::<ConfigMap>().await?;
+///     world
+///         .until_settled("demo", || async {
+///             let _ = maps.get(&ObjectRef::new("demo").within(world.namespace()));
+///         })
+///         .await?;
+///     Ok(())
+/// }
+///
+/// # async fn example(plane: laggard::Plane) -> Result<(), Box<dyn std::error::Error>> {
+/// let scenario = Scenario::new("demo", |world: World| async move { reconcile(&world).await })
+///     .never("two maps", |truth| truth.list::<ConfigMap>().len() > 1);
+/// let report = laggard::check(&plane, scenario).await?;
+/// println!("{report}");
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct Scenario {
+    pub(super) name: String,
+    pub(super) set_up: Option<Making>,
+    pub(super) process: Process,
+    pub(super) actors: Vec<Actor>,
+    pub(super) oracles: Oracles,
+    pub(super) restarts: bool,
+    pub(super) lost_replies: bool,
+    pub(super) passes: u32,
+    pub(super) deadline: Duration,
+}
+
+impl Scenario {
+    /// A scenario with this name, which is that of its file of regressions too.
+    pub fn new<F, R, E>(name: impl Into<String>, process: F) -> Self
+    where
+        F: Fn(World) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let process: Process = Arc::new(move |world| {
+            let run = process(world);
+            Box::pin(async move { run.await.map_err(Into::into) })
+        });
+        Self {
+            name: name.into(),
+            set_up: None,
+            process,
+            actors: Vec::new(),
+            oracles: Oracles::default(),
+            restarts: false,
+            lost_replies: false,
+            passes: 30,
+            deadline: Duration::from_secs(60),
+        }
+    }
+
+    /// What is there before the process begins. Made once through the API server and forked for each run, or made
+    /// anew for each where that cannot be.
+    pub fn set_up<F, R, E>(mut self, set_up: F) -> Self
+    where
+        F: Fn(SetUp) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.set_up = Some(Arc::new(move |world| {
+            let made = set_up(world);
+            Box::pin(async move { made.await.map_err(Into::into) })
+        }));
+        self
+    }
+
+    /// Somebody else who acts meanwhile.
+    pub fn actor(mut self, actor: Actor) -> Self {
+        self.actors.push(actor);
+        self
+    }
+
+    /// The process may end before the reply to any of its writes, and begins anew. Off unless said.
+    pub fn with_restarts(mut self) -> Self {
+        self.restarts = true;
+        self
+    }
+
+    /// The reply to any write may be lost although the write took effect. Off unless said.
+    pub fn with_lost_replies(mut self) -> Self {
+        self.lost_replies = true;
+        self
+    }
+
+    /// How many passes [`World::until_settled`] makes at most; 30 unless said. A run that has not settled by
+    /// then violates the oracle [`BuiltIn::NoSpin`], if that is on.
+    pub fn max_passes(mut self, passes: u32) -> Self {
+        self.passes = passes;
+        self
+    }
+
+    /// How long one run may take, wall clock; 60 s unless said. A run that takes longer is an error.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// What must not be so after any change of the server's state; see [`Oracles::never`].
+    pub fn never<S: Sighting>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn(&Truth) -> S + Send + Sync + 'static,
+    ) -> Self {
+        self.oracles.never(name, check);
+        self
+    }
+
+    /// What must be so after every change of the server's state; see [`Oracles::always`].
+    pub fn always<C: Claim>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn(&Truth) -> C + Send + Sync + 'static,
+    ) -> Self {
+        self.oracles.always(name, check);
+        self
+    }
+
+    /// What must be so at the end of a run; see [`Oracles::after_settle`].
+    pub fn after_settle<C: Claim>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn(&Truth) -> C + Send + Sync + 'static,
+    ) -> Self {
+        self.oracles.after_settle(name, check);
+        self
+    }
+
+    /// What the process must not write; see [`Oracles::never_write`].
+    pub fn never_write<S: Sighting>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn(&RequestStep, &Truth) -> S + Send + Sync + 'static,
+    ) -> Self {
+        self.oracles.never_write(name, check);
+        self
+    }
+
+    /// Judges by this oracle of the library, which it does unless told not to.
+    pub fn with(mut self, oracle: BuiltIn) -> Self {
+        self.oracles.with(oracle);
+        self
+    }
+
+    /// Does not judge by this oracle of the library.
+    pub fn without(mut self, oracle: BuiltIn) -> Self {
+        self.oracles.without(oracle);
+        self
+    }
+
+    /// All oracles, for what has no method here.
+    pub fn oracles(mut self, change: impl FnOnce(&mut Oracles)) -> Self {
+        change(&mut self.oracles);
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scenario").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,152 @@
+//! What whoever runs a whole process needs of a `Lag`: its streams as they open, the true state, who acts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Lag, Source,
+    engine::Registry,
+    error::{StreamError, StreamErrorKind},
+    filter::Filter,
+    model::Connection,
+    selector::StreamSelector,
+    streams::Stream,
+};
+use crate::{check::Truth, connect::Upstream};
+
+/// The watches that were open at some moment.
+pub(crate) struct OpenWatches(BTreeSet<(usize, u64)>);
+
+impl Lag {
+    /// Clients over a service that is shared with others.
+    pub(crate) fn over_upstream(upstream: Upstream, default_namespace: &str) -> Self {
+        let default_namespace = default_namespace.to_owned();
+        Self::from_source(Source::Service { upstream, default_namespace })
+    }
+
+    pub(crate) fn open_watches(&self) -> OpenWatches {
+        self.engine.look(|registry| OpenWatches(registry.open_watches().collect()))
+    }
+
+    /// The true state, as the replicas know it.
+    pub(crate) fn truth(&self) -> Truth {
+        self.engine.look(|registry| {
+            let mut truth = Truth::default();
+            for replica in &registry.replicas {
+                let resource = replica.identity.qualified_resource();
+                for (key, object) in replica.newest() {
+                    truth.insert(&resource, key.clone(), object.clone());
+                }
+            }
+            truth
+        })
+    }
+
+    /// How many changes of the server's state have been seen since the beginning.
+    pub(crate) fn observed(&self) -> usize {
+        self.engine.look(|registry| registry.replicas.iter().map(|it| it.events().len()).sum())
+    }
+
+    /// The same by resource.
+    pub(crate) fn observed_by_resource(&self) -> BTreeMap<String, usize> {
+        let count =
+            |replica: &Stream| (replica.identity.qualified_resource(), replica.events().len());
+        self.engine.look(|registry| registry.replicas.iter().map(count).collect())
+    }
+
+    /// How many notes have been taken for the record of the run.
+    pub(crate) fn notes(&self) -> usize {
+        self.engine.look(|registry| registry.chronicle.as_ref().map_or(0, |it| it.notes.len()))
+    }
+
+    /// The resources of the streams whose reads are not seen: those of clients, without a wrapper.
+    pub(crate) fn unwrapped(&self) -> BTreeSet<String> {
+        self.engine.look(|registry| {
+            let streams = registry.streams.iter().filter(|stream| !stream.wrapped);
+            streams.map(|stream| stream.identity.qualified_resource()).collect()
+        })
+    }
+
+    /// From now on the writes of actors are those of this one.
+    pub(crate) fn act_as(&self, actor: Option<&str>) {
+        self.engine.change(|registry| {
+            if let Some(chronicle) = &mut registry.chronicle {
+                chronicle.acting = actor.map(str::to_owned);
+            }
+        });
+    }
+
+    /// Brings every view to the newest state; holds stay.
+    pub(crate) async fn show_everything(&self) -> Result<(), StreamError> {
+        let held: Vec<Filter> = self.engine.change(|registry| {
+            let open = registry
+                .streams
+                .iter_mut()
+                .filter(|stream| stream.connection() == Connection::Open && stream.is_held());
+            let shown = open.map(|stream| {
+                let (incarnation, events) = (stream.incarnation(), stream.events().len());
+                stream.note_read(incarnation, events);
+                Filter::exactly(&stream.identity, stream.instance)
+            });
+            shown.collect()
+        });
+        for filter in held {
+            let selector = StreamSelector::<()>::from_filter(self.engine.clone(), filter);
+            selector.release_what_waits().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends everything of ours: nobody is asked any more, nothing is followed any more.
+    pub(crate) fn close(&self) {
+        self.clear_scheduler();
+        self.engine.change(|registry| registry.replicas.clear());
+    }
+}
+
+impl Registry {
+    fn open_watches(&self) -> impl Iterator<Item = (usize, u64)> {
+        let streams = self.streams.iter().enumerate();
+        streams
+            .filter(|(_, stream)| stream.connection() == Connection::Open)
+            .map(|(index, stream)| (index, stream.epoch()))
+    }
+}
+
+impl<K> StreamSelector<K> {
+    /// Waits until a stream that matches is open and was not open `before`.
+    pub(crate) async fn opened_beside(&self, before: &OpenWatches) -> Result<(), StreamError> {
+        let deadline = self.deadline();
+        let opened = |registry: &Registry| {
+            let mut new = registry.open_watches().filter(|watch| !before.0.contains(watch));
+            let matches = |index: usize| {
+                let stream = &registry.streams[index];
+                self.filter.matches(&stream.identity, stream.instance) && stream.view().ready
+            };
+            new.any(|(index, _)| matches(index)).then_some(())
+        };
+        match self.engine.wait(deadline, opened).await {
+            Some(()) => Ok(()),
+            None => Err(self.not_opened()),
+        }
+    }
+
+    /// Narrows to the newest instance that matches.
+    pub(crate) fn last_opened(mut self) -> Self {
+        let newest = self.engine.look(|registry| {
+            let streams = registry.streams.iter();
+            let matching = streams.filter(|it| self.filter.matches(&it.identity, it.instance));
+            matching
+                .max_by_key(|it| it.epoch())
+                .map(|it| Filter::exactly(&it.identity, it.instance))
+        });
+        if let Some(filter) = newest {
+            self.filter = filter;
+        }
+        self
+    }
+
+    fn not_opened(&self) -> StreamError {
+        let streams = super::filter::list_streams(&self.engine.look(Registry::descriptions));
+        StreamError::new("see a watch open", &self.filter, StreamErrorKind::NoStream, streams)
+    }
+}
