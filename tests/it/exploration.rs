@@ -25,7 +25,6 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
     let error = found.err().context("the race was not found")?;
     let report = error.report().with_context(|| error.to_string())?;
     let finding = &report.findings[0];
-    println!("{report}");
     ensure!(finding.needs == Needs::Staleness, "{report}");
     let (_, violation) = finding.run.violations().next().context("no violation")?;
     ensure!(violation.oracle == rollout::STAMPED_EARLY, "{report}");
@@ -38,7 +37,6 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
 async fn no_view_within_the_bounds_breaks_the_operator() -> Result<()> {
     let plane = plane().await?;
     let report = Check::new().run(&*plane, rollout::node_update(&plane)).await?;
-    println!("{report}");
     let verdict = &report.verdict;
     ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{verdict}");
     ensure!(verdict.runs >= 20, "a search over next to nothing: {verdict}");
@@ -49,7 +47,6 @@ async fn no_view_within_the_bounds_breaks_the_operator() -> Result<()> {
 async fn no_view_and_no_deletion_from_outside_breaks_the_operator() -> Result<()> {
     let plane = plane().await?;
     let report = Check::new().run(&*plane, rollout::node_update_disturbed(&plane)).await?;
-    println!("{report}");
     let verdict = &report.verdict;
     ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{verdict}");
     end(plane).await
