@@ -7,7 +7,7 @@ export LAGGARD_KUBERNETES := $(K8S)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak assets lint docs clean
+.PHONY: help demo test soak bench assets lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-8s %s\n", $$1, $$2 }'
@@ -21,7 +21,10 @@ test: assets ## everything a change must pass
 soak: assets ## the long tests: 200 kills a backend, and the operator with one line broken
 	scripts/soak
 
-assets: ## the servers of one Kubernetes version (K8S=1.37): found, or built once (5 minutes)
+bench: assets ## the figures, each against its limit (target/bench.jsonl)
+	scripts/bench
+
+assets: ## the servers of one Kubernetes version (K8S=1.37): found, downloaded, or built once (5 minutes)
 	$(CARGO) run --quiet --locked -p laggard-cli -- assets get $(K8S) >/dev/null
 
 lint: ## format, clippy, documentation, dependency rules

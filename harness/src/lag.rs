@@ -75,6 +75,7 @@ mod streams;
 pub(crate) mod tap;
 mod upstream;
 mod verbs;
+mod waits;
 mod wire;
 mod worlds;
 
@@ -84,7 +85,7 @@ mod tests;
 pub(crate) use self::driving::PASSES_BEGIN;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
-    boundary::{Boundary, ReplyFault, Scheduler},
+    boundary::{Boundary, ReplyFault, Scheduler, Wait},
     cache::{Cache, ReadLog},
     choices::{ChoiceRecord, Choices},
     error::{StreamError, StreamErrorKind},
@@ -168,9 +169,13 @@ impl Lag {
     /// for all handles on it.
     ///
     /// A fenced reply is handed back once every open stream that must show the write has *received* its event,
-    /// held or not. So [`behind`](StreamSelector::behind) is exact right after a write of these clients. A
-    /// write that changed nothing does not wait; a deletion waits for that of the object with its UID.
-    /// Writes of other clients, and events of other writes on their way, are not waited for.
+    /// held or not. A write that changed nothing does not wait; a deletion waits for that of the object with its
+    /// UID. So right after a write of these clients [`behind`](StreamSelector::behind) is exact for the streams
+    /// that show it: they have it, and all that anybody wrote before it, since a watch tells commits in their order.
+    ///
+    /// What somebody else wrote after it may be on its way; so may what somebody else wrote before it, where a
+    /// stream does not show this write, or where it changed nothing. Let them write through an
+    /// [`actor_client`](Self::actor_client), or wait with [`received`](StreamSelector::received).
     ///
     /// If the event does not arrive within the deadline, the request fails with a [`FenceError`] in a
     /// [`kube::Error::Service`], though the write has taken effect.
@@ -236,7 +241,8 @@ impl Lag {
     ///
     /// A boundary is the moment before the reply to a request of a [`client`](Self::client) is handed back, watches
     /// left out; the write has taken effect and is fenced. Replies go back in the order of their requests
-    /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first.
+    /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first. What others
+    /// write is among what waits once it has been received: see [`with_fences`](Self::with_fences).
     pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
         drop(self.engine.schedule.set(Some(Box::new(scheduler))));
     }

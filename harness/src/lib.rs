@@ -65,6 +65,7 @@
 #![warn(missing_docs, clippy::exhaustive_enums)]
 
 pub mod assets;
+pub mod barrier;
 pub mod check;
 mod connect;
 pub mod explore;
@@ -76,6 +77,7 @@ pub mod report;
 mod text;
 pub mod world;
 
+pub use barrier::Barrier;
 pub use check::{Check, Flips, check};
 pub use lag::Lag;
 pub use plane::Plane;

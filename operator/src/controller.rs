@@ -189,6 +189,11 @@ impl Pass<'_> {
             return Ok(Action::await_change());
         }
         let mut status = before.clone();
+        if before.plan.as_ref().is_some_and(|plan| plan.phase == PlanPhase::Active)
+            && !self.is_current(&node).await?
+        {
+            return Ok(Action::requeue(self.context.settings.immediately));
+        }
         let sidecar = self.context.sidecars.of(&node);
         if before.phase == Some(Phase::Running) {
             self.note_health(&node, &mut status, sidecar.health().await);
@@ -203,6 +208,27 @@ impl Pass<'_> {
         self.flush(&node, &before, &status).await?;
         self.report(&node, &before, &status, run.as_ref()).await;
         Ok(Action::requeue(self.look_again(&status, &resolution, run)))
+    }
+
+    /// Whether the node that this pass was given is the one that the API server has.
+    ///
+    /// It came from the cache. A pass over an old copy would do again what is done, side effects included, and
+    /// only then lose by its optimistic lock.
+    async fn is_current(&self, node: &SeiNode) -> Result<bool, Error> {
+        let (namespace, name) = (node.namespace().unwrap_or_default(), node.name_any());
+        let read = self.context.live.get::<SeiNode>(&namespace, &name);
+        let current = match read.instrument(tracing::info_span!("current")).await {
+            Ok(current) => current,
+            Err(ReadError::Missing) => return Ok(false),
+            Err(error) => return Err(Error::to("get the node whose plan is to go on")(error)),
+        };
+        let same = current.uid() == node.uid()
+            && current.resource_version() == node.resource_version()
+            && current.metadata.deletion_timestamp == node.metadata.deletion_timestamp;
+        if !same {
+            tracing::info!(node = %name, "the cache shows an old copy; looking again");
+        }
+        Ok(same)
     }
 
     fn now(&self) -> Time {

@@ -17,6 +17,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -105,18 +106,39 @@ impl Live {
     }
 }
 
+/// How an object is found in a cache.
+type LookUp<K> = Arc<dyn Fn(&ObjectRef<K>) -> Option<Arc<K>> + Send + Sync>;
+
 /// Reads that the watch cache answers, with what it has been shown so far.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Cached {
-    nodes: Store<SeiNode>,
-    stateful_sets: Store<StatefulSet>,
+    nodes: LookUp<SeiNode>,
+    stateful_sets: LookUp<StatefulSet>,
+}
+
+impl Debug for Cached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cached").finish_non_exhaustive()
+    }
 }
 
 impl Cached {
     /// Reads from these stores.
     #[must_use]
     pub fn new(nodes: Store<SeiNode>, stateful_sets: Store<StatefulSet>) -> Self {
-        Self { nodes, stateful_sets }
+        Self::looking_up(move |node| nodes.get(node), move |set| stateful_sets.get(set))
+    }
+
+    /// Reads from what stands in the place of the two stores.
+    #[must_use]
+    pub fn looking_up(
+        nodes: impl Fn(&ObjectRef<SeiNode>) -> Option<Arc<SeiNode>> + Send + Sync + 'static,
+        stateful_sets: impl Fn(&ObjectRef<StatefulSet>) -> Option<Arc<StatefulSet>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { nodes: Arc::new(nodes), stateful_sets: Arc::new(stateful_sets) }
     }
 
     /// Gets an object. (It is `async` only to be called as [`Live::get`] is.)
@@ -126,26 +148,26 @@ impl Cached {
     /// [`ReadError::NotCached`] if the cache does not show it.
     pub async fn get<K: InCache>(&self, namespace: &str, name: &str) -> Result<K, ReadError> {
         let reference = ObjectRef::new(name).within(namespace);
-        let found = K::store(self).get(&reference);
+        let found = K::look_up(self, &reference);
         found.map(|object| object.as_ref().clone()).ok_or(ReadError::NotCached)
     }
 }
 
 /// A kind that the cache holds.
 pub trait InCache: Clone + Resource<DynamicType = ()> + Sized + 'static {
-    /// Its store.
-    fn store(cached: &Cached) -> &Store<Self>;
+    /// What the cache shows under this name.
+    fn look_up(cached: &Cached, reference: &ObjectRef<Self>) -> Option<Arc<Self>>;
 }
 
 impl InCache for SeiNode {
-    fn store(cached: &Cached) -> &Store<Self> {
-        &cached.nodes
+    fn look_up(cached: &Cached, reference: &ObjectRef<Self>) -> Option<Arc<Self>> {
+        (cached.nodes)(reference)
     }
 }
 
 impl InCache for StatefulSet {
-    fn store(cached: &Cached) -> &Store<Self> {
-        &cached.stateful_sets
+    fn look_up(cached: &Cached, reference: &ObjectRef<Self>) -> Option<Arc<Self>> {
+        (cached.stateful_sets)(reference)
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the scenarios and the demo have in common: a stage with a plane, a node and an operator
 //! whose caches lag, and the actors that are played, the kubelet and the sidecar.
 
+pub mod actors;
 pub mod original;
+pub mod rollout;
 mod sidecar;
 pub mod stage;
 

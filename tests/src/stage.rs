@@ -16,7 +16,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
 use laggard::Plane;
 use laggard::lag::{Lag, Requests, StreamSelector};
-use laggard::plane::{BackendKind, Controller};
+use laggard::plane::{BackendKind, Controller, PlaneBuilder};
 use seinode_operator::api::{PlannedTask, SeiNode, SeiNodeStatus, TaskPlan, TaskStatus};
 use seinode_operator::controller::{self, Context};
 use seinode_operator::readers::{Cached, reflect};
@@ -92,9 +92,17 @@ impl Stage {
     ///
     /// If the plane does not come up.
     pub async fn plane(backend: BackendKind) -> Result<Plane> {
+        Self::plane_from(Plane::builder().backend(backend)).await
+    }
+
+    /// The same, of a plane that is described so far.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not come up.
+    pub async fn plane_from(builder: PlaneBuilder) -> Result<Plane> {
         trace();
-        let plane = Plane::builder()
-            .backend(backend)
+        let plane = builder
             // The collector, too: on its resume the StatefulSet controller may hear that a pod is gone
             // before it hears that its set is, and make a pod for a set that is no more. Nobody
             // else removes that, and the next set of the name could not make its own.
@@ -113,6 +121,15 @@ impl Stage {
     /// If the plane does not answer.
     pub async fn empty_on(plane: Arc<Plane>) -> Result<Self> {
         let namespace = plane.namespace("rollout").await?;
+        Self::in_namespace(plane, namespace).await
+    }
+
+    /// A stage without a node, in a namespace that is there and empty.
+    ///
+    /// # Errors
+    ///
+    /// If the plane does not answer.
+    pub async fn in_namespace(plane: Arc<Plane>, namespace: String) -> Result<Self> {
         let lag = Lag::over(plane.config())?;
         let sidecar = Sidecar::start().await?;
         let clock = Arc::new(AtomicI64::new(0));

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     explore,
     lag::{
-        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError,
+        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError, Wait,
         model::{Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Run, StreamDescription},
     },
 };
@@ -35,8 +35,8 @@ struct Shared {
     acting: Acting,
     actors: Vec<Actor>,
     restarts: bool,
-    lost_replies: bool,
     relists: bool,
+    lost_replies: bool,
     state: Mutex<State>,
     record: ChoiceRecord,
 }
@@ -48,8 +48,7 @@ struct State {
     in_pass: bool,
     /// A whole controller is driven: what only triggers moves when everything is quiet, and no stream when a pass begins.
     driven: bool,
-    /// A client lists anew, and its list is no boundary.
-    relisting: bool,
+    waited: bool,
     chances: Vec<(usize, Moment)>,
     error: Option<BoxError>,
 }
@@ -81,7 +80,7 @@ impl Director {
             made,
             in_pass: false,
             driven: false,
-            relisting: false,
+            waited: false,
             chances: Vec::new(),
             error: None,
         };
@@ -91,8 +90,8 @@ impl Director {
                 acting,
                 actors: scenario.actors.clone(),
                 restarts: scenario.restarts,
-                lost_replies: scenario.lost_replies,
                 relists: scenario.relists,
+                lost_replies: scenario.lost_replies,
                 state: Mutex::new(state),
                 record,
             }),
@@ -122,14 +121,14 @@ impl Director {
         self.lock().driven = true;
     }
 
-    /// Says that every view is the newest, though nobody chose that.
-    pub(super) fn all_shown(&self) {
-        self.lock().choices.all_shown();
-    }
-
     /// The moments at which actors could have acted, each with the number of notes that had been taken then.
     pub(super) fn chances(&self) -> Vec<(usize, Moment)> {
         self.lock().chances.clone()
+    }
+
+    /// Whether a pass has waited for what a stream shows, which no read in the record tells.
+    pub(super) fn has_waited(&self) -> bool {
+        self.lock().waited
     }
 
     /// What kept an actor from doing its step.
@@ -167,8 +166,13 @@ impl Director {
         let mut acted = false;
         for _ in 0..STEPS_AT_ONCE {
             let mut any = false;
+            // Looking at the truth costs more than anything else here.
+            let mut truth = self.shared.lag.truth();
             for index in 0..self.shared.actors.len() {
-                any |= self.chance_of(index, chance).await;
+                if self.chance_of(index, chance, &truth).await {
+                    any = true;
+                    truth = self.shared.lag.truth();
+                }
             }
             if !any {
                 return acted;
@@ -179,12 +183,25 @@ impl Director {
         acted
     }
 
-    async fn chance_of(&self, index: usize, chance: Chance) -> bool {
+    /// Lets the server forget the resource version of each watch, if the search says so.
+    pub(super) async fn relists(&self) {
+        if !self.shared.relists {
+            return;
+        }
+        for stream in self.shared.lag.watching() {
+            let hit = self.lock().choices.relist(&stream);
+            if hit && let Err(error) = self.shared.lag.relist(&stream).await {
+                self.lock().error.get_or_insert_with(|| error.into());
+            }
+        }
+    }
+
+    async fn chance_of(&self, index: usize, chance: Chance, truth: &Truth) -> bool {
         let Shared { lag, acting, actors, .. } = &*self.shared;
         let actor = &actors[index];
-        let truth: Truth = lag.truth();
+        truth.forget_looks();
         let made = self.lock().made[index];
-        let Some(step) = actor.next(made, &truth, acting) else { return false };
+        let Some(step) = actor.next(made, truth, acting) else { return false };
         let eager = actor.acts_by_itself();
         let (menu, acts_at) = match chance {
             Chance::NothingElse if eager => (Vec::new(), 0),
@@ -269,16 +286,18 @@ impl Scheduler for Director {
     }
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
+        self.lock().waited |= boundary.wait.is_some();
         // Before a pass everybody has had a chance already.
-        let state = self.lock();
-        let nobody = self.shared.actors.is_empty() || state.relisting || !state.in_pass;
-        drop(state);
-        if boundary.request.is_none() || nobody {
+        if boundary.pass.is_some() || !self.lock().in_pass || self.shared.actors.is_empty() {
             return Box::pin(std::future::ready(()));
         }
+        let chance = match boundary.wait {
+            Some(Wait::GoesOn) => Chance::NothingElse,
+            _ => Chance::WithinAPass,
+        };
         let this = self.clone();
         Box::pin(async move {
-            Self::environment(&this, Chance::WithinAPass).await;
+            Self::environment(&this, chance).await;
         })
     }
 
@@ -291,47 +310,21 @@ impl Scheduler for Director {
         let mut state = self.lock();
         let moves = match (boundary.is_delivery(), state.driven) {
             (true, _) => true,
-            (false, false) => state.in_pass && !state.relisting,
+            (false, false) => state.in_pass,
             (false, true) => {
-                state.in_pass
-                    && !state.relisting
-                    && boundary.request.is_some()
-                    && !self.shared.lag.only_triggers(stream)
+                let within = state.in_pass && boundary.pass.is_none();
+                within && !self.shared.lag.only_triggers(stream)
             }
         };
         if moves { state.choices.release(boundary, stream, waiting) } else { 0 }
     }
 
-    fn relist(
-        &mut self,
-        boundary: &Boundary,
-        stream: &StreamDescription,
-        _waiting: &[Released],
-    ) -> bool {
-        let mut state = self.lock();
-        let may = boundary.is_delivery() || (state.in_pass && !state.driven);
-        if !self.shared.relists || !may {
-            return false;
-        }
-        state.relisting = state.choices.relist(stream);
-        state.relisting
-    }
-
-    fn relisted(
-        &mut self,
-        boundary: &Boundary,
-        stream: &StreamDescription,
-        outcome: Result<(), StreamError>,
-    ) {
-        let mut state = self.lock();
-        state.relisting = false;
-        if let Err(error) = outcome {
-            state.choices.not_taken(boundary, stream, error);
-        }
-    }
-
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         self.lock().choices.not_taken(boundary, stream, error);
+    }
+
+    fn all_released(&mut self) {
+        self.lock().choices.all_released();
     }
 
     fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {

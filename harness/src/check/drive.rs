@@ -191,13 +191,14 @@ where
             let acted = self.along(director.environment(chance)).await;
             chance = Chance::BetweenPasses;
             if lag.anything_waits() {
+                self.along(director.relists()).await;
+                self.quiet().await?;
                 self.along(lag.deliver()).await;
                 self.quiet().await?;
             }
             // What was held back comes at the latest when there is nothing else.
             if !self.has_begun() && lag.anything_waits() {
                 self.along(lag.show_everything()).await?;
-                director.all_shown();
                 self.quiet().await?;
             }
             if acted || self.has_begun() {

@@ -23,7 +23,7 @@ use crate::{
     explore::{Choices, Ending, Outcome, Subject},
     lag::{
         Requests,
-        model::{self, Action, PointId, Run, Step, Verb, Violation},
+        model::{self, Action, ListEnd, PointId, Run, Step, Verb, Violation},
     },
 };
 
@@ -106,7 +106,7 @@ impl Runs<'_> {
             world.end().await;
             director.leave_pass();
             if let Some(error) = director.take_error() {
-                let what = "an actor of the scenario could not act".to_owned();
+                let what = "what the scenario says could not be done".to_owned();
                 return Err(RunError { what, evidence: String::new(), source: Some(error) });
             }
             match ended {
@@ -137,7 +137,7 @@ impl Runs<'_> {
             .map(|((_, moment), step)| Moment { step, ..moment })
             .collect();
         // Before the judgement, which adds a step.
-        let redundant = match self.every_moment {
+        let redundant = match self.every_moment || ran.director.has_waited() {
             true => BTreeSet::new(),
             false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
         };
@@ -190,27 +190,28 @@ fn add_violation(run: &mut Run, violation: Violation) -> Ending {
 }
 
 /// What two runs of one schedule have in common: all from the first pass on. How the process gets its streams
-/// open is not scheduled.
+/// open is not scheduled. And the version of a list is one of the whole server, to which other worlds write too; what
+/// the list has in it is compared.
 pub(super) fn trace(run: &Run) -> Vec<String> {
     let first = run.steps.iter().position(|step| matches!(step.action, Action::PassStart(_)));
     let first = first.unwrap_or_default();
     let mut part = run.clone();
     part.steps.drain(..first);
     for step in &mut part.steps {
+        if let Action::Request(request) = &mut step.action {
+            request.sent = request.sent.saturating_sub(first);
+            // Numbers count the lists and watches of the beginning too.
+            request.request.number = 0;
+        }
         match &mut step.action {
-            Action::Request(request) => {
-                request.sent = request.sent.saturating_sub(first);
-                let request = &mut request.request;
-                // Numbers count the lists and watches of the beginning too.
-                request.number = 0;
-                // The version of a list is that of the whole server, and others write to it.
-                match request.verb {
-                    Verb::List => request.resource_version_answered = None,
-                    Verb::Watch => request.resource_version_asked = None,
-                    _ => {}
+            Action::Request(step) if matches!(step.request.verb, Verb::List | Verb::Watch) => {
+                step.request.resource_version_answered = None;
+                if step.request.verb == Verb::Watch {
+                    step.request.resource_version_asked = None;
                 }
             }
-            Action::ListEnd(end) => end.resource_version.clear(),
+            Action::ListEnd(ListEnd { resource_version, .. })
+            | Action::Resume { resource_version, .. } => resource_version.clear(),
             _ => {}
         }
     }

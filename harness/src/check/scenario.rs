@@ -56,8 +56,8 @@ pub struct Scenario {
     pub(super) actors: Vec<Actor>,
     pub(super) oracles: Oracles,
     pub(super) restarts: bool,
-    pub(super) lost_replies: bool,
     pub(super) relists: bool,
+    pub(super) lost_replies: bool,
     pub(super) passes: u32,
     pub(super) deadline: Duration,
 }
@@ -81,8 +81,8 @@ impl Scenario {
             actors: Vec::new(),
             oracles: Oracles::default(),
             restarts: false,
-            lost_replies: false,
             relists: false,
+            lost_replies: false,
             passes: 30,
             deadline: Duration::from_secs(60),
         }
@@ -115,19 +115,22 @@ impl Scenario {
         self
     }
 
-    /// The reply to any write may be lost although the write took effect. Off unless said.
-    pub fn with_lost_replies(mut self) -> Self {
-        self.lost_replies = true;
+    /// The server may forget the resource version of any watch between two passes, so that its client lists anew.
+    /// Off unless said.
+    ///
+    /// A list that asks for any state, as with [`streaming_lists`](kube::runtime::watcher::Config::streaming_lists),
+    /// can then show an earlier one; all others skip what they had not been shown yet. A client's own back-off
+    /// takes its time; stores that are made by [`World::store`] have a short one. A `Controller` pauses with all its
+    /// streams, by default for about a second; `Controller::trigger_backoff` sets that. Where one is
+    /// [driven](World::drive), watches expire where events wait.
+    pub fn with_relists(mut self) -> Self {
+        self.relists = true;
         self
     }
 
-    /// Between two passes the watch of any stream in which events wait may expire, so that its client lists anew and is
-    /// never given them one by one. Off unless said.
-    ///
-    /// kube pauses for its back-off then, by default for about a second, a `Controller` with all its streams
-    /// (`Controller::trigger_backoff` sets that); the runs that have a relist take as much longer.
-    pub fn with_relists(mut self) -> Self {
-        self.relists = true;
+    /// The reply to any write may be lost although the write took effect. Off unless said.
+    pub fn with_lost_replies(mut self) -> Self {
+        self.lost_replies = true;
         self
     }
 

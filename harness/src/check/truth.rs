@@ -124,6 +124,11 @@ impl Truth {
         self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Begins to note anew what is looked at.
+    pub(crate) fn forget_looks(&self) {
+        self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn look(&self, resource: &str) {
         let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         if !looked_at.contains(resource) {
@@ -236,9 +241,8 @@ mod tests {
         truth.apply(&commit("5", "statefulsets.apps", Change::Modified, set(json!(2))));
         let namespace = json!({"metadata": {"name": "ns"}});
         truth.apply(&commit("6", "namespaces", Change::Added, namespace));
-        let replicas = |truth: &Truth| {
-            truth.get::<StatefulSet>("n0").and_then(|set| set.spec.unwrap().replicas)
-        };
+        let replicas =
+            |truth: &Truth| truth.get::<StatefulSet>("n0").and_then(|set| set.spec.replicas);
         assert_eq!((replicas(&before), replicas(&truth)), (Some(1), Some(2)));
         assert_eq!((before.revision(), truth.revision()), (Some("4"), Some("6")));
         assert_eq!(truth.value("statefulsets.apps", "n0").unwrap()["spec"]["replicas"], 2);

@@ -7,13 +7,14 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures::StreamExt;
 use kube::{
     Api, Client, Resource,
     core::NamespaceResourceScope,
-    runtime::{WatchStreamExt, reflector, watcher},
+    runtime::{WatchStreamExt, reflector, utils::Backoff, watcher},
 };
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
@@ -177,7 +178,7 @@ impl World {
         let _turn = self.state.opening.lock().await;
         let before = self.lag.open_watches();
         let (store, writer) = reflector::store();
-        let stream = watcher(self.api::<K>(), config).default_backoff().reflect(writer);
+        let stream = watcher(self.api::<K>(), config).backoff(Pause::default()).reflect(writer);
         self.spawn(stream.for_each(|_| std::future::ready(())));
         self.lag.stream::<K>().opened_beside(&before).await?;
         Ok(store)
@@ -208,9 +209,19 @@ impl World {
         self.bare_pass(key, pass).await
     }
 
+    /// Waits inside a pass for something that streams or other actors bring about, such as a
+    /// [`Barrier`](crate::barrier::Barrier) or a condition of an object.
+    ///
+    /// Without requests nothing moves in an explored run, so this is a point at which it does: see
+    /// [`Passes::wait_for`](crate::lag::Passes::wait_for).
+    pub async fn waiting<T>(&self, wait: impl Future<Output = T>) -> T {
+        self.lag.passes().wait_for(wait).await
+    }
+
     async fn bare_pass<T>(&self, key: impl Into<String>, pass: impl Future<Output = T>) -> T {
         // What the process does to begin is not explored: its streams open with what there is.
         self.begin();
+        self.director.relists().await;
         self.director.enter_pass();
         let output = self.lag.passes().run(key, pass).await;
         self.director.leave_pass();
@@ -253,7 +264,8 @@ impl World {
             let acted = self.director.environment(chance).await;
             let commits = self.lag.observed();
             let choices = self.director.record().chosen().len();
-            self.bare_pass(key, pass()).await;
+            // What the closure does before its first await is part of the pass.
+            self.bare_pass(key, async { pass().await }).await;
             let changed = self.lag.observed() > commits;
             let stale = self.director.was_stale_since(choices);
             chance = Chance::BetweenPasses;
@@ -262,7 +274,6 @@ impl World {
             }
             if stale {
                 self.lag.show_everything().await?;
-                self.director.all_shown();
             } else if self.director.has_work() {
                 chance = Chance::NothingElse;
             } else {
@@ -285,6 +296,27 @@ impl World {
             std::mem::take(&mut *self.state.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         let mut tasks = tasks;
         tasks.shutdown().await;
+    }
+}
+
+/// How long a watcher waits after an error: from 1 ms to 1 s. In a run nobody else needs the time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pause {
+    last: Duration,
+}
+
+impl Iterator for Pause {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.last = (self.last * 2).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        Some(self.last)
+    }
+}
+
+impl Backoff for Pause {
+    fn reset(&mut self) {
+        *self = Self::default();
     }
 }
 

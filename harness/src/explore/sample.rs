@@ -23,6 +23,7 @@ pub struct Sample {
     time: Option<Duration>,
     parallel: usize,
     keep_going: bool,
+    exclusions: Vec<String>,
     clock: Arc<dyn Clock>,
 }
 
@@ -51,6 +52,7 @@ impl Sample {
             time: None,
             parallel: 1,
             keep_going: false,
+            exclusions: Vec::new(),
             clock: Arc::new(Stopwatch::start()),
         }
     }
@@ -70,6 +72,12 @@ impl Sample {
     /// Goes on after a failure.
     pub fn keep_going(mut self) -> Self {
         self.keep_going = true;
+        self
+    }
+
+    /// States something that no run can do, however many are drawn; printed with the verdict.
+    pub fn leaves_out(mut self, exclusion: impl Into<String>) -> Self {
+        self.exclusions.push(exclusion.into());
         self
     }
 
@@ -141,10 +149,17 @@ impl Sample {
             naive,
             elapsed: elapsed(),
             shard: None,
-            exclusions: Vec::new(),
+            exclusions: self.exclusions.clone(),
             worlds: None,
         };
-        Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
+        Ok(Explored {
+            verdict,
+            failures,
+            passed: Vec::new(),
+            baseline: None,
+            out_of_date: Vec::new(),
+            runs_by_cost: Vec::new(),
+        })
     }
 
     fn draw(&self, seed: u64, points: usize) -> Choices {

@@ -1,5 +1,5 @@
 //! Boundaries: the moments at which a scheduler says what each stream shows: before a reply is handed back,
-//! and before a pass begins.
+//! before a pass begins, and while one waits.
 //!
 //! A request has taken effect and its events have been received; its caller does not know yet. Between two replies a
 //! sequential pass does nothing but cached reads, so if streams move here and nowhere else, every
@@ -55,7 +55,8 @@ pub trait Scheduler: Send {
     ///
     /// Asked for each held, open stream in which something waits, in the order in which they were opened, those
     /// that only trigger passes last. Streams that are read through a [`Cache`](super::Cache) are left
-    /// out: they move by their reads. More than there are means all.
+    /// out, but where a pass waits: they move by their reads. More than there are means all. Not asked
+    /// where a wait [goes on](Wait::GoesOn): everything is released then.
     fn release(
         &mut self,
         boundary: &Boundary,
@@ -63,36 +64,15 @@ pub trait Scheduler: Send {
         waiting: &[Released],
     ) -> usize;
 
-    /// Whether the watch of this stream expires here, so that its client lists anew: what `waiting` has is then never
-    /// handed on. Asked where no request is under way, before [`release`](Self::release).
-    fn relist(
-        &mut self,
-        boundary: &Boundary,
-        stream: &StreamDescription,
-        waiting: &[Released],
-    ) -> bool {
-        let _ = (boundary, stream, waiting);
-        false
-    }
-
-    /// Says that the client has listed anew, or has not within the deadline, as `relist` wanted.
-    fn relisted(
-        &mut self,
-        boundary: &Boundary,
-        stream: &StreamDescription,
-        outcome: Result<(), StreamError>,
-    ) {
-        if let Err(error) = outcome {
-            self.not_taken(boundary, stream, error);
-        }
-    }
-
     /// Says that the client did not take in what `release` let go: that choice cannot happen with this code.
     ///
     /// What was not handed over is held as before; the reply is handed back.
     fn not_taken(&mut self, boundary: &Boundary, stream: &StreamDescription, error: StreamError) {
         tracing::debug!(%boundary, %stream, %error, "a release was not taken in");
     }
+
+    /// Says that everything has been released without asking: no stream is behind any more.
+    fn all_released(&mut self) {}
 
     /// Which of the distinct `answers` a cached read gets; they run from the newest to that of the present
     /// position. Only asked where there are two or more.
@@ -132,23 +112,35 @@ pub(super) enum Reached {
     Lost,
 }
 
-/// The moment before a reply is handed back, or before a pass begins, or, where a whole controller is driven, at which
-/// nothing goes on any more.
+/// How far a [wait](super::Passes::wait_for) inside a pass has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Wait {
+    /// It has just begun.
+    Begins,
+    /// What has happened since was not enough: whatever can happen by itself does now.
+    GoesOn,
+}
+
+/// The moment before a reply is handed back, before a pass begins, or while one waits; or, where a whole controller is
+/// driven, at which nothing goes on any more.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Boundary {
-    /// Counts the boundaries of its kind since the scheduler was set, from 1.
+    /// Counts the boundaries of its kind since the scheduler was set, from 1; replies and waits together.
     pub number: u64,
-    /// The request, with what came of it so far; `None` before a pass and between passes.
+    /// The request, with what came of it so far; `None` before a pass, in a wait, and between passes.
     pub request: Option<Request>,
     /// The key of the pass that is about to begin.
     pub pass: Option<String>,
+    /// The wait, where it is one.
+    pub wait: Option<Wait>,
 }
 
 impl Boundary {
     /// Whether nothing goes on, and what is released may begin passes.
     pub(crate) fn is_delivery(&self) -> bool {
-        self.request.is_none() && self.pass.is_none()
+        self.request.is_none() && self.pass.is_none() && self.wait.is_none()
     }
 }
 
@@ -160,6 +152,7 @@ impl fmt::Display for Boundary {
                 write!(f, "boundary {} after #{number} {verb} {}", self.number, request.target())
             }
             (None, Some(key)) => write!(f, "the start of pass {} of {key}", self.number),
+            (None, None) if self.wait.is_some() => write!(f, "boundary {}, a wait", self.number),
             (None, None) => write!(f, "delivery {}", self.number),
         }
     }
@@ -239,12 +232,16 @@ pub(super) async fn reach(engine: &Arc<Engine>, number: u64) -> Reached {
                 && request.answered_by == AnsweredBy::Server
                 && matches!(request.outcome, Outcome::Status(200..=299));
             let count = engine.schedule.next_boundary();
-            let boundary = Boundary { number: count, request: Some(request), pass: None };
+            let boundary =
+                Boundary { number: count, request: Some(request), pass: None, wait: None };
             let fault = took_effect
                 .then(|| engine.schedule.ask(|scheduler| scheduler.fault(&boundary)).flatten());
             match fault.flatten() {
                 Some(ReplyFault::Restart) => {
-                    engine.change(|registry| registry.note(Entry::Fault(Fault::Restart)));
+                    engine.change(|registry| {
+                        registry.note(Entry::Fault(Fault::Restart));
+                        registry.passes.forget();
+                    });
                     engine.restarts.send_modify(|count| *count += 1);
                     std::future::pending::<()>().await;
                 }
@@ -274,7 +271,7 @@ pub(super) async fn turn(engine: &Arc<Engine>, number: u64) {
 pub(super) async fn reach_pass(engine: &Arc<Engine>, key: &str) {
     if engine.schedule.is_set() {
         let number = engine.schedule.next_pass();
-        let boundary = Boundary { number, request: None, pass: Some(key.to_owned()) };
+        let boundary = Boundary { number, request: None, pass: Some(key.to_owned()), wait: None };
         schedule(engine, &boundary).await;
     }
 }
@@ -285,37 +282,38 @@ pub(super) async fn reach_pass(engine: &Arc<Engine>, key: &str) {
 /// matter of milliseconds.
 pub(super) async fn deliver(engine: &Arc<Engine>) {
     let number = engine.schedule.next_delivery();
-    schedule(engine, &Boundary { number, request: None, pass: None }).await;
+    schedule(engine, &Boundary { number, request: None, pass: None, wait: None }).await;
+}
+
+/// What happens while a pass waits. Whether anything did, where the wait goes on.
+pub(super) async fn reach_wait(engine: &Arc<Engine>, wait: Wait) -> bool {
+    // What a wrapped read has shown is where its stream stands.
+    catch_up(engine).await;
+    let number = engine.schedule.next_boundary();
+    let boundary = Boundary { number, request: None, pass: None, wait: Some(wait) };
+    let before = engine.look(Registry::progress);
+    schedule(engine, &boundary).await;
+    engine.look(Registry::progress) != before
 }
 
 async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
     if let Some(environment) = engine.schedule.ask(|scheduler| scheduler.environment(boundary)) {
         environment.await;
     }
+    let forced = boundary.wait == Some(Wait::GoesOn);
     for index in engine.look(Registry::release_order) {
         let asked = engine.look(|registry| {
             let stream = &registry.streams[index];
             let waiting: Vec<Released> = stream.waiting().iter().map(Released::from).collect();
-            let moves = stream.is_held() && stream.connection() == Connection::Open;
-            let asked = (stream.describe(), waiting, stream.wrapped, stream.begins_passes);
-            (moves && !asked.1.is_empty()).then_some(asked)
+            let by_reads = stream.wrapped && boundary.wait.is_none();
+            let moves = stream.is_held() && stream.connection() == Connection::Open && !by_reads;
+            let asked = || (stream.describe(), waiting.clone(), stream.begins_passes);
+            (moves && !waiting.is_empty()).then(asked)
         });
-        let Some((stream, waiting, wrapped, begins_passes)) = asked else { continue };
-        if boundary.request.is_none() {
-            let relist = engine.schedule.ask(|it| it.relist(boundary, &stream, &waiting));
-            if relist == Some(true) {
-                engine.change(|registry| registry.note(Entry::Fault(Fault::Expired(index))));
-                let listed = exactly(engine, index).relist().await;
-                engine.schedule.ask(|scheduler| scheduler.relisted(boundary, &stream, listed));
-                passes_begin(boundary, begins_passes).await;
-                continue;
-            }
-        }
-        if wrapped {
-            continue;
-        }
-        let chosen = engine.schedule.ask(|scheduler| {
-            (scheduler.release(boundary, &stream, &waiting), scheduler.last_point())
+        let Some((stream, waiting, begins_passes)) = asked else { continue };
+        let chosen = engine.schedule.ask(|scheduler| match forced {
+            true => (waiting.len(), None),
+            false => (scheduler.release(boundary, &stream, &waiting), scheduler.last_point()),
         });
         let Some((count, point)) = chosen else { continue };
         let count = count.min(waiting.len());
@@ -328,6 +326,9 @@ async fn schedule(engine: &Arc<Engine>, boundary: &Boundary) {
             engine.schedule.ask(|scheduler| scheduler.not_taken(boundary, &stream, error));
         }
         passes_begin(boundary, begins_passes).await;
+    }
+    if forced {
+        engine.schedule.ask(|scheduler| scheduler.all_released());
     }
 }
 

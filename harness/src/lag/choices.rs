@@ -72,16 +72,10 @@ impl<C: Chooser> Choices<C> {
         self.choose(id, menu)
     }
 
-    /// Whether the watch of a stream expires here, so that its client lists anew.
+    /// Whether the server tells the client of a stream that it knows its resource version no more.
     pub(crate) fn relist(&mut self, stream: &StreamDescription) -> bool {
         let subject = self.subject(&stream.identity, stream.instance);
-        let id = self.next(&subject, Kind::Fault);
-        self.choose(id, vec![Alt::freshest(), Alt::other("relist", 1)]) == 1
-    }
-
-    /// Says that no stream is held back any more, though nobody chose that.
-    pub(crate) fn all_shown(&mut self) {
-        self.behind.clear();
+        self.decide(&subject, Kind::Fault, vec![Alt::freshest(), Alt::other("relist", 1)]) > 0
     }
 
     fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
@@ -145,6 +139,10 @@ impl<C: Chooser> Scheduler for Choices<C> {
         self.record.lock().impossible.push((id, error.to_string()));
     }
 
+    fn all_released(&mut self) {
+        self.behind.clear();
+    }
+
     fn read(&mut self, stream: &StreamDescription, answers: &[CachedRead]) -> usize {
         let stream = self.subject(&stream.identity, stream.instance);
         let subject = match answers.first().map(|answer| &answer.query) {
@@ -168,7 +166,8 @@ impl<C: Chooser> Scheduler for Choices<C> {
 
 /// A stream at the reply to a request, or where triggers are delivered: at the start of a pass, or between passes.
 fn at_boundary(boundary: &Boundary, subject: &str) -> PointId {
-    let kind = if boundary.request.is_none() { Kind::Trigger } else { Kind::Boundary };
+    let triggers = boundary.pass.is_some() || boundary.is_delivery();
+    let kind = if triggers { Kind::Trigger } else { Kind::Boundary };
     PointId::new(subject, kind, u32::try_from(boundary.number).unwrap_or(u32::MAX))
 }
 

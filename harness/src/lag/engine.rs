@@ -69,7 +69,7 @@ pub(super) struct Registry {
     pub(super) openings: Openings,
     pub(super) passes: Known,
     /// How often each read or write was made in the pass under way.
-    made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
+    made_in_pass: (u32, HashMap<Like, u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
 }
@@ -100,6 +100,9 @@ struct KnownList {
     /// The token that the next page would be asked with; `None` if the list is complete.
     continues: Option<String>,
 }
+
+/// Verb, target and name of a request.
+type Like = (Verb, String, Option<String>);
 
 /// Whose stream is meant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -319,18 +322,13 @@ impl Registry {
             Start::Listed { list } => Some(Arc::clone(list)),
             Start::Streamed { .. } | Start::From { .. } => None,
         };
-        let abandoned = self
-            .streams
-            .iter()
-            .position(|stream| stream.identity == *identity && stream.is_abandoned());
-        let index = match abandoned {
-            Some(index) => {
+        let index = match self.abandoned(identity).first() {
+            Some(&index) => {
                 self.streams[index].begin(start);
                 index
             }
             None => {
-                let same = |stream: &&Stream| stream.identity == *identity;
-                let instance = self.streams.iter().filter(same).count() + 1;
+                let instance = self.instances(identity) + 1;
                 let held = self.is_held(identity, instance);
                 self.streams.push(Stream::new(identity.clone(), instance, start, held));
                 self.streams.len() - 1
@@ -350,6 +348,35 @@ impl Registry {
             self.note(entry);
         }
         (index, self.streams[index].open())
+    }
+
+    /// The streams of which a watch that begins may take the first.
+    ///
+    /// A client whose watch has expired is about to list. Those that left otherwise may never come back, so
+    /// they wait behind.
+    fn abandoned(&self, identity: &Identity) -> Vec<usize> {
+        let of_it = |index: &usize| {
+            let stream = &self.streams[*index];
+            stream.identity == *identity && stream.is_abandoned()
+        };
+        let (expired, left): (Vec<_>, Vec<_>) = (0..self.streams.len())
+            .filter(of_it)
+            .partition(|index| self.streams[*index].is_expired());
+        if expired.is_empty() { left } else { expired }
+    }
+
+    fn instances(&self, identity: &Identity) -> usize {
+        self.streams.iter().filter(|stream| stream.identity == *identity).count()
+    }
+
+    /// The instances of which one is behind an initial list that is asked for now; at least one, and more where
+    /// nothing tells them apart.
+    pub(super) fn listing(&self, identity: &Identity) -> Vec<usize> {
+        let abandoned = self.abandoned(identity);
+        if abandoned.is_empty() {
+            return vec![self.instances(identity) + 1];
+        }
+        abandoned.into_iter().map(|index| self.streams[index].instance).collect()
     }
 
     /// Holds the streams that match, and those to come.
@@ -535,7 +562,7 @@ fn item_kind(reply: &Value) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use bytes::Bytes;
     use serde_json::json;
@@ -554,6 +581,11 @@ mod tests {
         }
     }
 
+    fn event(version: u32) -> String {
+        let object = json!({"metadata": {"name": "p", "resourceVersion": version.to_string()}});
+        json!({"type": "MODIFIED", "object": object}).to_string()
+    }
+
     /// Opens a stream after a list at 10, lets it have events at these versions, and closes it.
     fn closed_stream(registry: &mut Registry, versions: &[u32]) -> usize {
         let list =
@@ -565,9 +597,7 @@ mod tests {
         let (index, epoch) = registry.begin(&identity(), start);
         let mut context = Context::from_waker(Waker::noop());
         for version in versions {
-            let object = json!({"metadata": {"name": "p", "resourceVersion": version.to_string()}});
-            let line = json!({"type": "MODIFIED", "object": object}).to_string();
-            registry.streams[index].receive(epoch, Bytes::from(line));
+            registry.streams[index].receive(epoch, Bytes::from(event(*version)));
             assert!(registry.streams[index].poll(epoch, &mut context).is_ready());
         }
         index
@@ -618,5 +648,22 @@ mod tests {
         assert_eq!(registry.lists.len(), LISTS_KEPT);
         assert!(registry.known_list(&identity(), "100").is_some());
         assert!(registry.known_list(&identity(), "1").is_none());
+    }
+
+    #[test]
+    fn nothing_comes_after_the_frame_that_ends_a_watch() {
+        let mut registry = Registry::default();
+        let index = closed_stream(&mut registry, &[11]);
+        let stream = &mut registry.streams[index];
+        assert!(stream.expire().0);
+        // Its connection may bring one more before it is dropped.
+        stream.receive(1, Bytes::from(event(12)));
+        assert_eq!(stream.behind(), 0);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut poll = || stream.poll(1, &mut context).map(|frame| frame.map(Result::unwrap));
+        let Poll::Ready(Some(frame)) = poll() else { panic!("the frame that ends it") };
+        let frame: Value = serde_json::from_slice(&frame).unwrap();
+        assert_eq!(frame["type"], "ERROR");
+        assert_eq!(poll(), Poll::Ready(None));
     }
 }

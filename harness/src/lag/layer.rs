@@ -327,12 +327,7 @@ impl Serving {
             (opening, claim)
         });
         let source = match opening {
-            Opening::Gone => {
-                // As the real server says it; a refusal with code 410 would be retried for ever.
-                self.ticket.by = AnsweredBy::Log;
-                self.ticket.finish(Outcome::Status(200));
-                return Ok(watch_reply(wire::whole(wire::gone_frame(&resource_version))));
-            }
+            Opening::Gone => return self.expired(&resource_version),
             Opening::Continue { index, upstream_from } => {
                 self.ticket.by = AnsweredBy::Log;
                 *request.uri_mut() = wire::watch_from(request.uri(), &upstream_from);
@@ -360,18 +355,21 @@ impl Serving {
             // The order of streams is part of what a schedule repeats.
             boundary::turn(&self.engine, number).await;
         }
-        let (stream, epoch) = self.engine.change(|registry| match source {
+        let opened = self.engine.change(|registry| match source {
+            // While the request was on its way; it could continue nothing that had expired before.
+            Source::Known(index) if registry.streams[index].is_expired() => None,
             Source::Known(index) => {
                 let resource_version = resource_version.clone();
                 registry.note(Entry::Resumed { stream: index, resource_version });
-                (index, registry.streams[index].open())
+                Some((index, registry.streams[index].open()))
             }
             Source::New(start) => {
                 let begun = registry.begin(identity, start);
                 registry.streams[begun.0].list_request = number;
-                begun
+                Some(begun)
             }
         });
+        let Some((stream, epoch)) = opened else { return self.expired(&resource_version) };
         drop(claim);
         for line in before.map(|replay| replay.lines).into_iter().flatten() {
             self.engine.change_and_wake(|registry| {
@@ -387,6 +385,13 @@ impl Serving {
         self.ticket.finish(Outcome::Status(200));
         let body = GatedBody { engine: Arc::clone(&self.engine), stream, epoch };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    /// Tells that a watch has expired as the real server tells it; a refusal with code 410 would be retried for ever.
+    fn expired(mut self, resource_version: &str) -> Reply {
+        self.ticket.by = AnsweredBy::Log;
+        self.ticket.finish(Outcome::Status(200));
+        Ok(watch_reply(wire::whole(wire::gone_frame(resource_version))))
     }
 
     /// The lines by which a streamed initial list shows the state at `start`, and what is known to follow.

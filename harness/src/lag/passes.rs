@@ -76,6 +76,10 @@ impl Passes {
         Self(engine)
     }
 
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.0
+    }
+
     /// From now on passes wait at their start until they are told to go on.
     pub fn gate(&self) {
         self.0.change(|registry| registry.passes.gated = true);
@@ -232,6 +236,15 @@ impl Known {
 
     fn is_over(&self, came: u32) -> bool {
         !self.waiting.contains_key(&came) && self.running.values().all(|it| it.came != came)
+    }
+
+    /// All passes are over with the process that made them; that they end is nothing that happens.
+    pub(super) fn forget(&mut self) {
+        self.waiting.clear();
+        self.stretch = None;
+        for Running { key, .. } in std::mem::take(&mut self.running).into_values() {
+            *self.ended.entry(key).or_default() += 1;
+        }
     }
 
     /// The pass that runs, if it is exactly one.

@@ -6,7 +6,7 @@ use super::{
     filter::Filter,
     model::{Connection, Identity, ListVersion, compare_resource_versions},
     selector::StreamSelector,
-    streams::{Replay, Retained},
+    streams::{Replay, Retained, Stream},
 };
 
 /// Relists.
@@ -23,12 +23,7 @@ impl<K> StreamSelector<K> {
         let attempt = "expire the watch";
         let chosen = self.engine.look(|registry| self.filter.choose(&registry.streams));
         let index = self.only(attempt, &chosen)?;
-        let expired = self.engine.change_and_wake(|registry| {
-            let stream = &mut registry.streams[index];
-            let between = stream.connection() == Connection::BetweenWatches;
-            let (open, waker) = stream.expire();
-            (open || between, waker)
-        });
+        let expired = self.engine.change_and_wake(|registry| registry.streams[index].expire());
         if expired { Ok(()) } else { Err(self.failure(attempt, StreamErrorKind::NoWatch, index)) }
     }
 
@@ -52,7 +47,8 @@ impl<K> StreamSelector<K> {
     /// # Errors
     /// As [`relist`](Self::relist); `NoNumber`; `NotReceived` if the version is newer than what the stream has
     /// received; `IllegalStart` if its client's list may not show that state, also if it turned out to ask
-    /// for another one this time.
+    /// for another one this time, or could not be told from that of another instance that lists at the same
+    /// time (see [`start_from`](Self::start_from)).
     pub async fn relist_from(&self, resource_version: &str) -> Result<(), StreamError> {
         let attempt = format!("make the client list the state at {resource_version}");
         self.check_number(&attempt, resource_version)?;
@@ -77,12 +73,18 @@ impl<K> StreamSelector<K> {
         if let Some(kind) = problem {
             return Err(self.failure(&attempt, kind, index));
         }
-        self.start_from(resource_version)?;
+        let filter = self.engine.look(|registry| {
+            let Stream { identity, instance, .. } = &registry.streams[index];
+            Filter::exactly(identity, *instance)
+        });
+        let start = (filter, resource_version.to_owned());
+        self.engine.change(|registry| registry.start_from(start.clone()));
+        let _withdrawn_if_unused = ForOneList { engine: &self.engine, start };
         let index = self.expire_and_wait(&attempt).await?;
-        let start = self.engine.look(|registry| {
+        let shown = self.engine.look(|registry| {
             registry.streams[index].initial_resource_version() == resource_version
         });
-        if start {
+        if shown {
             Ok(())
         } else {
             Err(self.failure(&attempt, StreamErrorKind::IllegalStart, index))
@@ -93,14 +95,18 @@ impl<K> StreamSelector<K> {
     /// start. See [`relist_from`](Self::relist_from).
     ///
     /// A list that may not show it is answered with a 500 that says so, and its next attempt as it asks.
-    /// Instances are not told apart.
+    ///
+    /// A list does not say which of several instances it is for. It is that of the instance whose watch has
+    /// expired; where there is none, of the one whose client has left; where there is none either, of the
+    /// next new one. Where that leaves several and [`instance`](Self::instance) names one of them, the list is
+    /// refused in the same way: let one list after the other, or name none, and the first of them shows the state.
     ///
     /// # Errors
     /// `NoNumber`.
     pub fn start_from(&self, resource_version: &str) -> Result<(), StreamError> {
         self.check_number("choose what the next list shows", resource_version)?;
-        let filter = Filter { instance: None, ..self.filter.clone() };
-        self.engine.change(|registry| registry.start_from(filter, resource_version));
+        let start = (self.filter.clone(), resource_version.to_owned());
+        self.engine.change(|registry| registry.start_from(start));
         Ok(())
     }
 
@@ -110,7 +116,7 @@ impl<K> StreamSelector<K> {
     /// # Errors
     /// `NoStream`, `Ambiguous`.
     pub fn retained(&self) -> Result<Vec<String>, StreamError> {
-        self.look("tell which states are retained", super::streams::Stream::retained)
+        self.look("tell which states are retained", Stream::retained)
     }
 
     async fn expire_and_wait(&self, attempt: &str) -> Result<usize, StreamError> {
@@ -128,6 +134,18 @@ impl<K> StreamSelector<K> {
     }
 }
 
+/// A choice that is withdrawn if no list has taken it by the end of its relist.
+struct ForOneList<'a> {
+    engine: &'a Engine,
+    start: (Filter, String),
+}
+
+impl Drop for ForOneList<'_> {
+    fn drop(&mut self) {
+        self.engine.change(|registry| registry.starts.retain(|known| *known != self.start));
+    }
+}
+
 /// What an initial list is to show.
 pub(super) enum ListStart {
     /// What it asks for.
@@ -141,17 +159,29 @@ pub(super) enum ListStart {
 impl Engine {
     /// Decides what an initial list shows.
     pub(super) fn list_start(&self, identity: &Identity, asked: &ListVersion) -> ListStart {
-        if let Some(version) = self.change(|registry| registry.take_start(identity)) {
+        if let Some(chosen) = self.change(|registry| registry.take_start(identity)) {
+            let refused = |problem: &str| {
+                ListStart::Refused(format!(
+                    "failed to show {identity} at resource version {}: {problem}",
+                    chosen.version
+                ))
+            };
             return match asked {
-                _ if asked.allows(&version) => ListStart::At(version),
-                ListVersion::Consistent => ListStart::Refused(format!(
-                    "failed to show {identity} at resource version {version}: \
-                     the client lists consistently, so it sees at least what there is; \
-                     only lists at resource version 0 can be older"
-                )),
-                asked => ListStart::Refused(format!(
-                    "failed to show {identity} at resource version {version}: the client asks for {asked:?}"
-                )),
+                _ if chosen.indistinct.len() > 1 => {
+                    let instances: Vec<_> =
+                        chosen.indistinct.iter().map(ToString::to_string).collect();
+                    refused(&format!(
+                        "this list may be that of instance {}, and it was chosen for one of them; \
+                         let one after the other list, or choose without an instance",
+                        instances.join(" or ")
+                    ))
+                }
+                _ if asked.allows(&chosen.version) => ListStart::At(chosen.version),
+                ListVersion::Consistent => refused(
+                    "the client lists consistently, so it sees at least what there is; \
+                     only lists at resource version 0 can be older",
+                ),
+                asked => refused(&format!("the client asks for {asked:?}")),
             };
         }
         let mut versions = self.look(|registry| registry.retained(identity));
@@ -169,20 +199,32 @@ impl Engine {
     }
 }
 
+/// What a test has chosen for a list.
+struct ChosenStart {
+    version: String,
+    /// The instances that the list may be for, if it was chosen for one.
+    indistinct: Vec<usize>,
+}
+
 impl Registry {
-    fn start_from(&mut self, filter: Filter, resource_version: &str) {
-        self.starts.retain(|(known, _)| *known != filter);
-        self.starts.push((filter, resource_version.to_owned()));
+    fn start_from(&mut self, start: (Filter, String)) {
+        self.starts.retain(|(known, _)| *known != start.0);
+        self.starts.push(start);
     }
 
-    fn take_start(&mut self, identity: &Identity) -> Option<String> {
-        let index = self.starts.iter().rposition(|(filter, _)| filter.matches(identity, 1))?;
-        Some(self.starts.remove(index).1)
+    fn take_start(&mut self, identity: &Identity) -> Option<ChosenStart> {
+        let listing = self.listing(identity);
+        let index = self.starts.iter().rposition(|(filter, _)| {
+            listing.iter().any(|instance| filter.matches(identity, *instance))
+        })?;
+        let (filter, version) = self.starts.remove(index);
+        let indistinct = if filter.instance.is_some() { listing } else { Vec::new() };
+        Some(ChosenStart { version, indistinct })
     }
 
     fn retained(&self, identity: &Identity) -> Vec<String> {
         let streams = self.streams.iter().filter(|stream| stream.identity == *identity);
-        streams.map(super::streams::Stream::retained).max_by_key(Vec::len).unwrap_or_default()
+        streams.map(Stream::retained).max_by_key(Vec::len).unwrap_or_default()
     }
 
     /// The state of a collection at a resource version, if a log has it.

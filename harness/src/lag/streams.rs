@@ -271,7 +271,13 @@ impl Stream {
 
     /// Whether its client will not continue it, so that a new watch of this identity may take its place.
     pub(super) fn is_abandoned(&self) -> bool {
-        self.body == BodyState::Dropped || (self.body == BodyState::Ended && !self.ready)
+        let ended = self.body == BodyState::Ended && (!self.ready || self.is_expired());
+        self.body == BodyState::Dropped || ended
+    }
+
+    /// Whether its watch has expired, so that its client has to list anew if it is still there.
+    pub(super) fn is_expired(&self) -> bool {
+        matches!(self.upstream, Upstream::Expired)
     }
 
     /// Whether the client knows exactly this resource version from this stream.
@@ -309,7 +315,7 @@ impl Stream {
     }
 
     fn can_continue(&self) -> bool {
-        self.is_detached() && self.ready && !matches!(self.upstream, Upstream::Expired)
+        self.is_detached() && self.ready && !self.is_expired()
     }
 
     pub(super) fn claim(&mut self) -> impl FnOnce(&mut Self) + use<> {
@@ -326,7 +332,9 @@ impl Stream {
 impl Stream {
     /// Takes in one line of the watch. Returns whether the client may have it now.
     pub(super) fn receive(&mut self, epoch: u64, line: Bytes) -> Option<Waker> {
-        if epoch != self.epoch {
+        let cut = self.frames.last().is_some_and(|frame| frame.kind == FrameKind::Cut);
+        // What is on its way to a watch that we have ended comes too late; the next one asks for it again.
+        if epoch != self.epoch || cut {
             return None;
         }
         let parsed: Option<Value> = serde_json::from_slice(&line).ok();
@@ -394,7 +402,7 @@ impl Stream {
         if epoch != self.epoch {
             return None;
         }
-        if !matches!(self.upstream, Upstream::Expired) {
+        if !self.is_expired() {
             self.upstream = Upstream::Over(error);
         }
         self.wake()
@@ -422,8 +430,6 @@ impl Stream {
     /// Whether a new connection could not carry this watch on: it expired, or broke within its initial list,
     /// or has never told a resource version.
     fn ends_for_good(&self) -> bool {
-        matches!(self.upstream, Upstream::Expired)
-            || !self.initial_complete()
-            || self.received_resource_version().is_none()
+        self.is_expired() || !self.initial_complete() || self.received_resource_version().is_none()
     }
 }

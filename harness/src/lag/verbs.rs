@@ -145,7 +145,8 @@ impl<K> StreamSelector<K> {
     /// that matches, whether or not it has been handed on.
     ///
     /// An event follows the reply to its write within a fraction of a millisecond, not before it. Asking
-    /// [`behind`](Self::behind) right after a write is a race; asking after this is none.
+    /// [`behind`](Self::behind) right after a write that no [fence](super::Lag::with_fences) waited for is a
+    /// race; asking after this is none.
     ///
     /// # Errors
     /// `NoStream`, `Ambiguous`, `NoNumber`; `NotReceived`, also after a write that changed nothing.
@@ -218,6 +219,9 @@ impl<K> StreamSelector<K> {
 /// Looking, without waiting.
 impl<K> StreamSelector<K> {
     /// How many events of the one stream that matches have been received and not handed on.
+    ///
+    /// What the server has and has not sent yet is not counted; [`Lag::with_fences`](super::Lag::with_fences)
+    /// says of which writes nothing can be on its way.
     ///
     /// # Errors
     /// `NoStream`, `Ambiguous`.

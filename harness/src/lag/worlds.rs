@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Lag, Source,
     boundary::PASSES_BEGIN,
+    chronicle::Entry,
     engine::Registry,
     error::{StreamError, StreamErrorKind},
     filter::Filter,
-    model::Connection,
+    model::{Connection, Fault, StreamDescription},
     selector::StreamSelector,
     streams::Stream,
 };
@@ -99,7 +100,28 @@ impl Lag {
                 tokio::time::sleep(PASSES_BEGIN).await;
             }
         }
+        self.engine.schedule.ask(|scheduler| scheduler.all_released());
         Ok(())
+    }
+
+    /// The streams that a relist can hit now, in the order in which they were opened.
+    pub(crate) fn watching(&self) -> Vec<StreamDescription> {
+        self.engine.look(|registry| {
+            let open = registry.open_watches().map(|(index, _)| &registry.streams[index]);
+            open.filter(|stream| stream.view().ready).map(Stream::describe).collect()
+        })
+    }
+
+    /// Makes the client of one stream list anew; see [`StreamSelector::relist`].
+    pub(crate) async fn relist(&self, stream: &StreamDescription) -> Result<(), StreamError> {
+        let filter = Filter::exactly(&stream.identity, stream.instance);
+        self.engine.change(|registry| {
+            let expired = |it: &Stream| filter.matches(&it.identity, it.instance);
+            if let Some(index) = registry.streams.iter().position(expired) {
+                registry.note(Entry::Fault(Fault::Expired(index)));
+            }
+        });
+        StreamSelector::<()>::from_filter(self.engine.clone(), filter).relist().await
     }
 
     /// Ends everything of ours: nobody is asked any more, nothing is followed any more.

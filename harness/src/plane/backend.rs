@@ -76,6 +76,8 @@ pub(crate) fn no_such_server(server: Binary) -> StartErrorKind {
 pub(crate) struct Server {
     pub(crate) binary: Binary,
     pub(crate) arguments: Vec<String>,
+    /// What its Go runtime is told.
+    pub(crate) go: [(&'static str, &'static str); 2],
 }
 
 /// Names under which the servers see their files and each other; what differs between backends.
@@ -131,6 +133,8 @@ pub(crate) fn files(pki: &Pki, etcd: Option<&EtcdPki>) -> Vec<ServerFile> {
 pub(crate) struct Ingredients<'a> {
     pub(crate) id: &'a str,
     pub(crate) pki: &'a Pki,
+    /// Where to keep everything but the logs, if it is to be in memory.
+    pub(crate) memory: Option<&'a Path>,
 }
 
 /// What the Go runtime of a server is told: fewer collections while it starts; the limit keeps

@@ -21,6 +21,7 @@ use super::directory::new_id;
 use super::error::{Evidence, StartError, StartErrorKind, Step};
 use super::flags::Flags;
 use super::pki::{Pair, Pki, SERVER_NAME};
+use super::preset::Tuning;
 use super::process::ProcessBackend;
 use super::ready::Probe;
 use super::{BackendKind, Plane, Readiness, Timings};
@@ -55,12 +56,13 @@ const PORT_TRIES: usize = 3;
 #[must_use = "nothing happens until `start` is called"]
 pub struct PlaneBuilder {
     kubernetes: Option<String>,
-    assets_directory: Option<PathBuf>,
+    assets: Wanted,
     backend: Option<BackendKind>,
     controllers: BTreeSet<Controller>,
     crds: Vec<CustomResourceDefinition>,
     readiness: Readiness,
     start_timeout: Option<Duration>,
+    exploring: bool,
     etcd: Flags,
     apiserver: Flags,
     controller_manager: Flags,
@@ -70,12 +72,13 @@ impl Default for PlaneBuilder {
     fn default() -> Self {
         Self {
             kubernetes: None,
-            assets_directory: None,
+            assets: Wanted::newest(),
             backend: None,
             controllers: BTreeSet::new(),
             crds: Vec::new(),
             readiness: Readiness::default(),
             start_timeout: None,
+            exploring: false,
             etcd: Flags::new(),
             apiserver: Flags::new(),
             controller_manager: Flags::new(),
@@ -84,7 +87,8 @@ impl Default for PlaneBuilder {
 }
 
 impl PlaneBuilder {
-    /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one.
+    /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one, and the other
+    /// forms of [`Selector`](crate::assets::Selector).
     ///
     /// Default: what `LAGGARD_KUBERNETES` says, or else the newest that this version of laggard
     /// knows, or whatever version of the binaries the environment names.
@@ -95,7 +99,16 @@ impl PlaneBuilder {
 
     /// A directory with the binaries, looked at after the environment and before the store.
     pub fn assets_directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.assets_directory = Some(directory.into());
+        self.assets = self.assets.directory(directory);
+        self
+    }
+
+    /// How the servers are obtained: without a network, from a mirror, within which time. A version
+    /// or a directory in it counts like [`Self::kubernetes`] and [`Self::assets_directory`], of
+    /// which the one called last holds; which binaries is the plane's own business.
+    pub fn assets(mut self, wanted: Wanted) -> Self {
+        self.kubernetes = wanted.version().map(str::to_owned).or(self.kubernetes);
+        self.assets = wanted;
         self
     }
 
@@ -130,6 +143,25 @@ impl PlaneBuilder {
     /// `KUBEBUILDER_CONTROLPLANE_START_TIMEOUT` says (`90s`, `1m30s`), or else 60 s.
     pub fn start_timeout(mut self, limit: Duration) -> Self {
         self.start_timeout = Some(limit);
+        self
+    }
+
+    /// Tunes the servers for thousands of short runs, as an exploration makes them; default is a
+    /// server as in production. Which it was, [`Plane::preset`] says.
+    ///
+    /// - The API server has no watch cache: a LIST, as consistent as before, is answered by etcd at
+    ///   once instead of after a tick of up to 100 ms, and memory does not fill with past events.
+    /// - The admission plugins LimitRanger and ResourceQuota, which LIST for every first object of
+    ///   a namespace, are off. Leave this out if a test has LimitRanges or ResourceQuotas.
+    /// - etcd keeps its data in memory (and so is the plane's directory, but for the logs), if
+    ///   `/dev/shm` has a gigabyte to spare; it takes larger requests and transactions.
+    /// - Nothing compacts etcd by itself, so moments of the past stay readable until
+    ///   [`Worlds::compact`](crate::world::Worlds::compact).
+    /// - Garbage is collected later: `GOGC=400`, up to 1 GiB a server.
+    ///
+    /// Flags that the other methods here set win over these.
+    pub fn exploring(mut self) -> Self {
+        self.exploring = true;
         self
     }
 
@@ -176,7 +208,11 @@ impl PlaneBuilder {
             attempt.failed(StartErrorKind::system("make keys", std::io::Error::other(error)))
         })?;
         let id = new_id();
-        let from = Ingredients { id: &id, pki: &pki };
+        let tuning = match self.exploring {
+            true => Tuning::exploring(settings.backend),
+            false => Tuning::standard(),
+        };
+        let from = Ingredients { id: &id, pki: &pki, memory: tuning.memory.as_deref() };
         let limit = settings.start_timeout;
         let deadline = tokio::time::Instant::now() + limit;
 
@@ -188,7 +224,7 @@ impl PlaneBuilder {
             .map_err(|kind| attempt.failed(kind))?;
         timings.preparation = attempt.begun.elapsed();
 
-        let come_up = self.come_up(&mut launched, &pki, &mut attempt, &mut timings);
+        let come_up = self.come_up(&mut launched, &pki, &tuning, &mut attempt, &mut timings);
         let result = match tokio::time::timeout_at(deadline, come_up).await {
             Ok(result) => result,
             Err(_) => Err(StartErrorKind::TimedOut { limit }),
@@ -196,12 +232,13 @@ impl PlaneBuilder {
         match result {
             Ok((config, kubeconfig)) => {
                 timings.total = begun.elapsed();
-                tracing::info!(?timings, %id, "a plane is up");
+                tracing::info!(?timings, %id, preset = %tuning.preset, "a plane is up");
                 Ok(Plane {
                     backend: launched.into_backend(),
                     config,
                     kubeconfig,
                     timings,
+                    preset: tuning.preset,
                     controllers_paused: tokio::sync::Mutex::new(false),
                 })
             }
@@ -231,12 +268,9 @@ impl PlaneBuilder {
     fn wanted(&self) -> Wanted {
         let from_environment =
             || std::env::var("LAGGARD_KUBERNETES").ok().filter(|version| !version.is_empty());
-        let mut wanted = match self.kubernetes.clone().or_else(from_environment) {
-            Some(version) => Wanted::kubernetes(version),
-            None => Wanted::newest(),
-        };
-        if let Some(directory) = &self.assets_directory {
-            wanted = wanted.directory(directory);
+        let mut wanted = self.assets.clone();
+        if let Some(version) = self.kubernetes.clone().or_else(from_environment) {
+            wanted = wanted.with_version(version);
         }
         let mut binaries = vec![Binary::Etcd, Binary::KubeApiserver];
         if !self.controllers.is_empty() {
@@ -279,6 +313,7 @@ impl PlaneBuilder {
         &self,
         launched: &mut Launched,
         pki: &Pki,
+        tuning: &Tuning,
         attempt: &mut Attempt,
         timings: &mut Timings,
     ) -> Result<(Config, serde_json::Value), StartErrorKind> {
@@ -287,7 +322,7 @@ impl PlaneBuilder {
         let mut tries = 0;
         let (config, kubeconfig) = loop {
             tries += 1;
-            let servers = self.servers(launched.surroundings());
+            let servers = self.servers(launched.surroundings(), tuning);
             launched.backend().launch(&servers).await?;
             attempt.step = Step::Readiness;
             let (config, kubeconfig) = launched.config(pki)?;
@@ -355,7 +390,7 @@ impl PlaneBuilder {
         if !self.controllers.is_empty() {
             attempt.step = Step::Controllers;
             let begun = Instant::now();
-            let server = self.controller_manager(launched.surroundings());
+            let server = self.controller_manager(launched.surroundings(), tuning);
             launched.write_controller_manager_kubeconfig(pki)?;
             launched.backend().launch(std::slice::from_ref(&server)).await?;
             watched(launched.backend(), async {
@@ -370,7 +405,7 @@ impl PlaneBuilder {
         Ok((config, kubeconfig))
     }
 
-    fn servers(&self, around: &Surroundings) -> Vec<Server> {
+    fn servers(&self, around: &Surroundings, tuning: &Tuning) -> Vec<Server> {
         let files = &around.files;
         let etcd = Flags::new()
             .set("name", "default")
@@ -380,6 +415,7 @@ impl PlaneBuilder {
             .set("election-timeout", "50")
             .set("log-level", "warn")
             .then(&around.etcd)
+            .then(&tuning.etcd)
             .then(&self.etcd);
         let apiserver = Flags::new()
             // Both, always: without the first there must be a default route, and without the
@@ -399,14 +435,14 @@ impl PlaneBuilder {
             .set("service-account-key-file", format!("{files}service-accounts.pub"))
             .set("service-account-signing-key-file", format!("{files}service-accounts.key"))
             .then(&around.apiserver)
+            .then(&tuning.apiserver)
             .then(&self.apiserver);
-        vec![
-            Server { binary: Binary::Etcd, arguments: etcd.arguments() },
-            Server { binary: Binary::KubeApiserver, arguments: apiserver.arguments() },
-        ]
+        let server =
+            |binary, flags: Flags| Server { binary, arguments: flags.arguments(), go: tuning.go };
+        vec![server(Binary::Etcd, etcd), server(Binary::KubeApiserver, apiserver)]
     }
 
-    fn controller_manager(&self, around: &Surroundings) -> Server {
+    fn controller_manager(&self, around: &Surroundings, tuning: &Tuning) -> Server {
         let files = &around.files;
         let flags = Flags::new()
             .set("kubeconfig", format!("{files}{CONTROLLER_MANAGER_KUBECONFIG}"))
@@ -418,7 +454,11 @@ impl PlaneBuilder {
             .set("kube-api-qps", "1000")
             .set("kube-api-burst", "2000")
             .then(&self.controller_manager);
-        Server { binary: Binary::KubeControllerManager, arguments: flags.arguments() }
+        Server {
+            binary: Binary::KubeControllerManager,
+            arguments: flags.arguments(),
+            go: tuning.go,
+        }
     }
 }
 

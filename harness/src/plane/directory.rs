@@ -2,9 +2,11 @@
 //! included, and one for its logs, without keys.
 //!
 //! Both are below one directory of the current user (`laggard-<uid>` in the system's temporary
-//! directory), mode 0700. A plane's directory holds a lock for as long as its owner lives, so a
+//! directory), mode 0700; that of a plane in memory is below a directory of that name in memory,
+//! while its logs are where all are. A plane's directory holds a lock for as long as its owner lives, so a
 //! later start can tell what a dead one left behind, and removes it.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -15,6 +17,9 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::lifeline::Afterwards;
+
+/// Where a plane is in memory, if it is: Linux has it, and so has every container.
+pub(crate) const MEMORY: &str = "/dev/shm";
 
 /// Logs that a failed run kept are swept after a day.
 const LOGS_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -31,11 +36,15 @@ pub(crate) struct PlaneDirectory {
 }
 
 impl PlaneDirectory {
-    /// Makes the directory of a plane, after removing what dead owners left.
+    /// Makes the directory of a plane, after removing what dead owners left; below `memory`, if
+    /// that is given.
     ///
     /// The watcher is there before the directory is, so nothing is left whenever the owner dies.
-    pub(crate) fn create(id: &str) -> io::Result<Self> {
-        let base = base()?;
+    pub(crate) fn create(id: &str, memory: Option<&Path>) -> io::Result<Self> {
+        let base = match memory {
+            Some(memory) => base_in(memory)?,
+            None => base()?,
+        };
         let planes = base.join("planes");
         make_private(&planes)?;
         // A directory without a held lock is a dead plane's; so nobody may look while one is made.
@@ -154,10 +163,17 @@ struct Process {
 }
 
 fn base() -> io::Result<PathBuf> {
-    let uid = rustix::process::getuid().as_raw();
-    let base = std::env::temp_dir().join(format!("laggard-{uid}"));
+    base_in(&std::env::temp_dir())
+}
+
+fn base_in(directory: &Path) -> io::Result<PathBuf> {
+    let base = base_name(directory);
     make_private(&base)?;
     Ok(base)
+}
+
+fn base_name(directory: &Path) -> PathBuf {
+    directory.join(format!("laggard-{}", rustix::process::getuid().as_raw()))
 }
 
 /// Makes a directory that only this user can enter, or checks that an existing one is such.
@@ -215,10 +231,14 @@ fn sweep(base: &Path) {
         }
         let _ = fs::remove_dir_all(&path);
     }
+    // The logs are in one place, whichever of two the plane itself is in.
+    let lives = |id: &OsStr| {
+        [base, &base_name(Path::new(MEMORY))].iter().any(|it| it.join("planes").join(id).exists())
+    };
     for entry in fs::read_dir(base.join("logs")).into_iter().flatten().flatten() {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
         let old = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LOGS_KEPT));
-        if old && !base.join("planes").join(entry.file_name()).exists() {
+        if old && !lives(&entry.file_name()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -247,7 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_is_never_readable_by_others_and_goes_with_the_plane() {
-        let mut directory = PlaneDirectory::create(&new_id()).unwrap();
+        let mut directory = PlaneDirectory::create(&new_id(), None).unwrap();
         directory.write("pki/some.key", b"secret").unwrap();
         let key = directory.path().join("pki/some.key");
         assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);

@@ -15,6 +15,7 @@ mod error;
 mod flags;
 mod go_duration;
 mod pki;
+mod preset;
 mod process;
 mod ready;
 
@@ -33,6 +34,7 @@ pub use container::{DockerEngine, docker_engine};
 pub use controllers::Controller;
 pub use error::{StartError, StartErrorKind, Step, Stopped};
 pub use flags::Flags;
+pub use preset::Preset;
 
 use crate::assets::Binary;
 use crate::manifests::install_crds;
@@ -66,6 +68,7 @@ pub struct Plane {
     config: Config,
     kubeconfig: serde_json::Value,
     timings: Timings,
+    preset: Preset,
     controllers_paused: Mutex<bool>,
 }
 
@@ -290,6 +293,12 @@ impl Plane {
     #[must_use]
     pub fn timings(&self) -> &Timings {
         &self.timings
+    }
+
+    /// What the plane is tuned for, for the reports of whoever runs something on it.
+    #[must_use]
+    pub fn preset(&self) -> Preset {
+        self.preset
     }
 
     /// The directory of the servers' logs, one file each, where they are files on this machine.

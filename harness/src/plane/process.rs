@@ -17,8 +17,7 @@ use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::backend::{
-    Backend, GO_SETTINGS, Ingredients, Server, StopFindings, Surroundings, files, first_ended,
-    no_such_server,
+    Backend, Ingredients, Server, StopFindings, Surroundings, files, first_ended, no_such_server,
 };
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
@@ -55,8 +54,8 @@ impl ProcessBackend {
     /// Makes the directories, writes the keys, and takes a port.
     pub(crate) fn prepare(from: &Ingredients<'_>, assets: Assets) -> Result<Self, StartErrorKind> {
         let failed = |attempt: &'static str| move |error| StartErrorKind::system(attempt, error);
-        let directory =
-            PlaneDirectory::create(from.id).map_err(failed("make the directory of the plane"))?;
+        let directory = PlaneDirectory::create(from.id, from.memory)
+            .map_err(failed("make the directory of the plane"))?;
         let logs =
             LogDirectory::create(from.id).map_err(failed("make the directory of the logs"))?;
         for file in files(from.pki, None) {
@@ -71,16 +70,19 @@ impl ProcessBackend {
     /// Where things are, as the servers see them: their working directory is the plane's.
     pub(crate) fn surroundings(&self) -> Surroundings {
         // Relative, since an absolute path may be too long for a socket address (about 107 bytes).
-        let (client, peer) = (format!("unix://{ETCD_SOCKET}"), "unix://p.sock");
+        let client = format!("unix://{ETCD_SOCKET}");
+        // What etcd advertises nobody reads, since it is alone; but etcd 3.6 refuses to advertise an
+        // address without a port, and so a socket (`checkHostURLs` in its `server/embed/config.go`).
+        let advertised = "http://127.0.0.1:0";
         Surroundings {
             files: "pki/".to_owned(),
             etcd: Flags::new()
                 .set("data-dir", "etcd")
                 .set("listen-client-urls", &client)
-                .set("advertise-client-urls", &client)
-                .set("listen-peer-urls", peer)
-                .set("initial-advertise-peer-urls", peer)
-                .set("initial-cluster", format!("default={peer}")),
+                .set("advertise-client-urls", advertised)
+                .set("listen-peer-urls", "unix://p.sock")
+                .set("initial-advertise-peer-urls", advertised)
+                .set("initial-cluster", format!("default={advertised}")),
             apiserver: Flags::new()
                 .set("etcd-servers", client)
                 .set("bind-address", Ipv4Addr::LOCALHOST.to_string())
@@ -112,7 +114,7 @@ impl ProcessBackend {
         let lifeline = Lifeline::spawn(Spawn {
             program,
             arguments: &server.arguments,
-            environment: environment(self.directory.path()),
+            environment: environment(self.directory.path(), server),
             working_directory: self.directory.path(),
             remove: Some(self.directory.path()),
             output: self.logs.file(&format!("{binary}.log")).map_err(failed)?,
@@ -228,10 +230,10 @@ impl Backend for ProcessBackend {
 }
 
 /// The environment of a server: nothing of the test's, so that what is logged is what ran.
-fn environment(home: &Path) -> Vec<(OsString, OsString)> {
+fn environment(home: &Path, server: &Server) -> Vec<(OsString, OsString)> {
     let mut environment = crate::lifeline::search_path();
     environment.push(("HOME".into(), home.into()));
-    environment.extend(GO_SETTINGS.map(|(name, value)| (name.into(), value.into())));
+    environment.extend(server.go.map(|(name, value)| (name.into(), value.into())));
     environment
 }
 

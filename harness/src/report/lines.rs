@@ -1,9 +1,10 @@
 //! The steps of a run as numbered lines, which the text and the pictures share.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Query, Release, RequestStep, Run, Seen, Source, Verb,
+    Action, Author, CachedRead, Fault, Hold, Query, Release, RequestStep, Run, Seen, Site, Source,
+    StreamRecord, Verb,
 };
 
 /// One numbered line about one step.
@@ -32,7 +33,10 @@ pub(super) enum LineKind {
     LiveRead,
     FreshRead,
     StaleRead,
-    Held,
+    /// A stream is held from here on.
+    Hold,
+    /// Held events are let go.
+    Release,
     Actor,
     Fault,
     Violation,
@@ -45,15 +49,17 @@ impl LineKind {
     }
 }
 
-/// The steps that somebody did: requests, reads, other actors, faults and violations. Deliveries that
-/// held nothing back are left to the timeline.
+/// The steps that somebody did: requests, reads, other actors, faults and violations; where a stream is
+/// held, and where it is let go. Deliveries that held nothing back are left to the timeline.
 pub(super) fn lines(run: &Run) -> Vec<Line> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
+    let mut holds = Holds::default();
     for (index, step) in run.steps.iter().enumerate() {
         let line = match &step.action {
-            Action::Request(request) => of_request(request),
+            Action::Request(request) => of_request(run, request),
             Action::Read(read) => Some(of_read(run, read)),
-            Action::Release(release) => of_release(run, release),
+            Action::Hold(hold) => holds.open(run, lines.len() + 1, hold),
+            Action::Release(release) => holds.release(run, release),
             Action::Environment(step) => Some(Line {
                 target: step.text.clone(),
                 outcome: step.commits.first().map_or_else(String::new, |commit| {
@@ -73,7 +79,85 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
             lines.push(Line { step: index, number: lines.len() + 1, ..line });
         }
     }
+    let numbers = by_request(run, &lines);
+    for line in lines.iter_mut().filter(|line| line.kind == LineKind::Hold) {
+        if let Action::Hold(hold) = &run.steps[line.step].action {
+            let end = if holds.is_open(line.number) { " to the end" } else { "" };
+            line.outcome = format!("{} from here{end}", held(run, hold, &numbers));
+        }
+    }
     lines
+}
+
+/// The events that a hold keeps back: `1 event (rv 1042 by #1)`.
+pub(super) fn held(run: &Run, hold: &Hold, numbers: &BTreeMap<u64, usize>) -> String {
+    let Some(first) = &hold.first else { return "whatever comes".to_owned() };
+    let stream = run.streams.get(hold.stream).map(|stream| stream.identity.qualified_resource());
+    let by = run
+        .history
+        .iter()
+        .find(|commit| {
+            Some(&commit.resource) == stream.as_ref()
+                && commit.key == first.key
+                && commit.resource_version == first.resource_version
+        })
+        .map_or_else(String::new, |commit| format!(" by {}", author(&commit.by, numbers)));
+    let which = if hold.behind > 1 { "the first is " } else { "" };
+    format!("{} ({which}rv {}{by})", events(hold.behind.max(1)), first.resource_version)
+}
+
+/// The holds that are open.
+#[derive(Default)]
+struct Holds {
+    /// By stream: the number of the line, and how many events are held.
+    open: BTreeMap<usize, (usize, usize)>,
+}
+
+impl Holds {
+    fn open(&mut self, run: &Run, number: usize, hold: &Hold) -> Option<Line> {
+        let stream = run.streams.get(hold.stream)?;
+        self.open.insert(hold.stream, (number, hold.behind));
+        Some(Line { target: name(stream), ..blank(LineKind::Hold, "HOLD", "") })
+    }
+
+    /// A delivery that was chosen, or that lets held events go: with it the client's view moves.
+    fn release(&mut self, run: &Run, release: &Release) -> Option<Line> {
+        let stream = run.streams.get(release.stream)?;
+        let last = release.events.last()?;
+        let opened = self.open.remove(&release.stream);
+        if release.point.is_none() && opened.is_none() {
+            return None;
+        }
+        let mut since = String::new();
+        if let Some((number, behind)) = opened {
+            since = format!(", held since #{number}");
+            if let Some(left) = behind.checked_sub(release.events.len()).filter(|left| *left > 0) {
+                let _ = write!(since, "; {} still held", events(left));
+                self.open.insert(release.stream, (number, left));
+            }
+        }
+        Some(Line {
+            target: name(stream),
+            outcome: format!(
+                "{}, to rv {}{since}",
+                events(release.events.len()),
+                last.resource_version
+            ),
+            ..blank(LineKind::Release, "RELEASE", "")
+        })
+    }
+
+    fn is_open(&self, number: usize) -> bool {
+        self.open.values().any(|(opened, _)| *opened == number)
+    }
+}
+
+/// `statefulsets`, as the targets of requests and reads are called; `statefulsets#2` of a second watch.
+fn name(stream: &StreamRecord) -> String {
+    match stream.instance {
+        ..=1 => stream.identity.resource.clone(),
+        instance => format!("{}#{instance}", stream.identity.resource),
+    }
 }
 
 /// The line of each request, by the request's own number.
@@ -111,7 +195,7 @@ fn blank(kind: LineKind, what: &str, how: &str) -> Line {
     }
 }
 
-fn of_request(step: &RequestStep) -> Option<Line> {
+fn of_request(run: &Run, step: &RequestStep) -> Option<Line> {
     let request = &step.request;
     if request.verb == Verb::Watch {
         return None; // what it delivers is in the releases
@@ -127,13 +211,33 @@ fn of_request(step: &RequestStep) -> Option<Line> {
         .as_deref()
         .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}"));
     let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
-    let flipped = if kind == LineKind::StaleRead { "   answered from the view" } else { "" };
+    let note = match kind {
+        LineKind::StaleRead => "   answered from the view",
+        LineKind::Write if changes_nothing(run, step) => "   changes nothing",
+        _ => "",
+    };
     Some(Line {
         target: format!("{}{name}", request.resource),
         site: request.span.as_deref().map_or_else(String::new, |span| format!("[{span}]")),
-        outcome: format!("{arrow} {version}{}{flipped}", generation(&step.reply)),
+        outcome: format!("{arrow} {version}{}{note}", generation(&step.reply)),
         ..blank(kind, what, how)
     })
+}
+
+/// Whether the reply to a write shows a version that somebody else had made before.
+fn changes_nothing(run: &Run, step: &RequestStep) -> bool {
+    let request = &step.request;
+    let own = Author::Request(request.number);
+    let answered = |seen: &Seen| {
+        let mut history = run.history.iter();
+        let commit = history.find(|commit| {
+            commit.key == seen.key && commit.resource_version == seen.resource_version
+        });
+        commit.is_some_and(|commit| commit.by != own)
+    };
+    !run.history.iter().any(|commit| commit.by == own)
+        && !step.reply.is_empty()
+        && step.reply.iter().all(answered)
 }
 
 fn verb(verb: Verb, subresource: Option<&str>) -> (&'static str, &str) {
@@ -166,27 +270,29 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
         several => format!("{} objects", several.len()),
     };
     let behind = match (read.stale, read.behind) {
-        (true, behind) => format!("   {} behind", events(behind)),
+        (true, behind) => format!(", {} behind", events(behind)),
         (false, _) => String::new(),
     };
     Line {
         target,
-        site: read.site.as_ref().map_or_else(String::new, ToString::to_string),
+        site: read.site.as_ref().map_or_else(String::new, place),
         outcome: format!("<- {answer}{behind}"),
         ..blank(kind, "CACHE", &how)
     }
 }
 
-/// A delivery that was chosen: with it the client's view moves.
-fn of_release(run: &Run, release: &Release) -> Option<Line> {
-    release.point.as_ref()?;
-    let stream = run.streams.get(release.stream)?;
-    let last = release.events.last()?;
-    Some(Line {
-        target: stream.to_string(),
-        outcome: format!("{}, to rv {}", events(release.events.len()), last.resource_version),
-        ..blank(LineKind::Held, "RELEASE", "")
-    })
+/// A place in the source. The compiler names files of a workspace relative to it, and those of other packages by their
+/// whole path: of such a path the package and what is below it say enough.
+fn place(site: &Site) -> String {
+    let Site { file, line } = site;
+    if !file.starts_with('/') {
+        return format!("{file}:{line}");
+    }
+    let parts: Vec<_> = file.split('/').collect();
+    let is_root = |part: &&str| matches!(*part, "src" | "tests" | "examples" | "benches");
+    let package =
+        parts.iter().rposition(is_root).map_or(parts.len().saturating_sub(2), |at| at - 1);
+    format!("{}:{line}", parts[package..].join("/"))
 }
 
 fn of_fault(run: &Run, fault: &Fault) -> Line {
@@ -215,5 +321,24 @@ fn generation(seen: &[Seen]) -> String {
             .generation
             .map_or_else(String::new, |generation| format!(" (generation {generation})")),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_from_its_package_on() {
+        for (file, expected) in [
+            ("tasks/observe.rs", "tasks/observe.rs:7"),
+            ("/home/me/app/src/tasks/observe.rs", "app/src/tasks/observe.rs:7"),
+            ("/home/src/app-1.2.3/tests/it/main.rs", "app-1.2.3/tests/it/main.rs:7"),
+            ("/generated/a/b.rs", "a/b.rs:7"),
+            ("/src/main.rs", "/src/main.rs:7"),
+            ("/b.rs", "/b.rs:7"),
+        ] {
+            assert_eq!(place(&Site { file: file.to_owned(), line: 7 }), expected);
+        }
     }
 }

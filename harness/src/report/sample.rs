@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::{KeptRun, Replay, Results};
 use crate::lag::model::{
-    Action, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Commit,
-    Completeness, Confirmation, Finding, HeldEvent, Identity, Needs, ObjectKey, Outcome, PatchType,
-    Query, Repair, Representation, Request, RequestStep, Role, Run, Seen, Site, Source, Step,
-    StreamRecord, Verb, Verdict, Violation,
+    Action, Alt, AnsweredBy, Author, Bound, Bounds, CachedRead, Certificate, CertifiedView, Change,
+    Chosen, Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs,
+    ObjectKey, Outcome, PatchType, Point, PointId, Query, Release, Repair, Representation, Request,
+    RequestStep, Role, Run, Seen, ShownEvent, Site, Source, Step, StreamRecord, Verb, Verdict,
+    Violation,
 };
 
 /// apply, stale read, status patch, violation.
@@ -45,8 +47,49 @@ pub(super) fn finding() -> Finding {
         repairs: vec![repair("is a live read", 1), repair("waits for rv 1042", 0)],
         window: Some(Duration::from_micros(2_100)),
         verdict: verdict(),
-        confirmed: Confirmation::NotTried,
+        confirmed: Confirmation::ThroughApi { runs: 2 },
     }
+}
+
+/// The same race without a wrapper: the read is unseen, and in its place the stream is held until the end
+/// of the pass.
+pub(super) fn held() -> Finding {
+    let mut finding = finding();
+    let point = PointId::new("statefulsets.apps", Kind::Boundary, 1);
+    let event = ShownEvent {
+        change: Change::Modified,
+        key: ObjectKey::namespaced("ns", "n0"),
+        resource_version: "1042".to_owned(),
+    };
+    let hold =
+        Hold { stream: 0, behind: 1, point: Some(point.clone()), first: Some(event.clone()) };
+    let release = Release { stream: 0, incarnation: 1, events: vec![event], point: None };
+    let menu = vec![Alt::freshest(), Alt::behind(1)];
+    let point = Point::new(point, menu).expect("the first alternative is free");
+    finding.run.choices = vec![Chosen { point, taken: 1 }];
+    finding.run.steps[1] = Step::in_pass(Duration::from_micros(1_050), 1, Action::Hold(hold));
+    finding.run.steps.push(Step::new(Duration::from_micros(6_000), Action::Release(release)));
+    finding.certificate.views.clear();
+    finding.repairs.clear();
+    finding.token = "statefulsets.apps@q1:-1".to_owned();
+    finding
+}
+
+/// The results of the search that found it.
+pub(crate) fn results() -> Results {
+    let finding = finding();
+    let mut results = Results::new("a <test>", verdict(), Bounds::default());
+    let violated = Some("stamped before rollout");
+    results.server = Some("v1.37.2".to_owned());
+    results.baseline = Some("5ca1ab1e".to_owned());
+    results.runs_by_cost = vec![1, 22];
+    results.runs = vec![
+        KeptRun::new(1, "fresh", None, &Run::new("fresh")),
+        KeptRun::new(7, &*finding.token, violated, &finding.run),
+    ];
+    results.replay = Replay { command: "cargo test a_test".to_owned(), saved: None, page: None };
+    results.findings.push(finding);
+    results
 }
 
 pub(super) fn verdict() -> Verdict {
@@ -61,7 +104,7 @@ pub(super) fn verdict() -> Verdict {
         elapsed: Duration::from_millis(400),
         shard: None,
         exclusions: Vec::new(),
-        worlds: None,
+        worlds: Some("forked in etcd from one set-up".to_owned()),
     }
 }
 

@@ -17,7 +17,7 @@ const CAPTION_ROW: usize = 18;
 /// No character of the font is wider, in any common monospace font of 12 px.
 const CHARACTER: usize = 8;
 
-const LEGEND: &str = "■ write  △ live read  ○ cached read  ◇ stale read  ▷ release  ⬠ other actor  \
+const LEGEND: &str = "■ write  △ live read  ○ cached read  ◇ stale read  ‖ hold  ▷ release  ⬠ other actor  \
     ✕ violation; hatched: the stream is behind; shown/committed";
 
 const STYLE: &str = "\
@@ -117,7 +117,7 @@ pub fn svg(run: &Run) -> String {
     }
     for (index, line) in lines.iter().enumerate() {
         let class = match line.kind {
-            LineKind::StaleRead | LineKind::Violation => " class=\"bad\"",
+            LineKind::StaleRead | LineKind::Hold | LineKind::Violation => " class=\"bad\"",
             _ => "",
         };
         let _ = writeln!(
@@ -154,7 +154,12 @@ fn mark(kind: LineKind, x: usize, y: usize) -> String {
         LineKind::LiveRead => points("mark", &[(0, -8), (8, 7), (-8, 7)]),
         LineKind::FreshRead => format!("<circle class=\"mark\" cx=\"{x}\" cy=\"{y}\" r=\"7\"/>\n"),
         LineKind::StaleRead => points("mark wrong", &[(0, -10), (10, 0), (0, 10), (-10, 0)]),
-        LineKind::Held => points("mark", &[(-7, -7), (8, 0), (-7, 7)]),
+        LineKind::Release => points("mark", &[(-7, -7), (8, 0), (-7, 7)]),
+        LineKind::Hold => format!(
+            "<path class=\"wrong\" d=\"M{} {} v16 m8 -16 v16\"/>\n",
+            x.saturating_sub(4),
+            y.saturating_sub(8)
+        ),
         LineKind::Actor => points("mark", &[(0, -9), (9, -2), (5, 8), (-5, 8), (-9, -2)]),
         LineKind::Fault => points("mark wrong", &[(-8, -4), (8, -4), (8, 4), (-8, 4)]),
         LineKind::Violation => format!(
@@ -172,7 +177,7 @@ pub(super) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::finding;
+    use super::super::sample::{finding, held};
     use super::*;
 
     #[test]
@@ -182,6 +187,17 @@ mod tests {
         assert_eq!(picture.matches("class=\"lag\"").count(), 4, "{picture}");
         assert_eq!(picture.matches("<polygon class=\"mark wrong\"").count(), 1);
         assert!(picture.contains("rv 1042") && picture.contains("prefers-color-scheme: dark"));
+    }
+
+    #[test]
+    fn a_hold_and_its_release_have_shapes_of_their_own() {
+        let picture = svg(&held().run);
+        assert!(picture.contains("v16 m8 -16 v16\"/>"), "{picture}");
+        assert!(
+            picture.contains("#2 HOLD statefulsets 1 event (rv 1042 by #1) from here<"),
+            "{picture}"
+        );
+        assert_eq!(picture.matches("class=\"lag\"").count(), 4, "up to the release: {picture}");
     }
 
     #[test]

@@ -19,10 +19,10 @@ const MAX_DIRECTORIES: usize = 126;
 /// Each round deletes the kinds that have keys at that time; the look is at etcd's revision after
 /// it. Should something be written later still, the tap reports it and it is erased again.
 pub(super) async fn erase(shared: &Shared, namespace: &str) -> Result<(), WorldError> {
-    shared.tap.mark_erased(namespace);
+    shared.tap.history().mark_erased(namespace);
     let attempt = format!("erase {namespace}");
     for round in 1..=ROUNDS {
-        let directories = shared.tap.directories(namespace);
+        let directories = shared.tap.history().directories(namespace);
         let mut success = vec![
             Operation::delete(namespace_key(namespace)),
             // In the same transaction as the objects: what has no mark has been erased.
@@ -32,12 +32,12 @@ pub(super) async fn erase(shared: &Shared, namespace: &str) -> Result<(), WorldE
         success.extend(prefixes.take(MAX_DIRECTORIES).map(|it| Operation::delete_all(&it)));
         let done = shared.etcd.txn(&attempt, &Txn { success, ..Txn::default() }).await?;
         shared.tap.reach(&shared.etcd, done.header.revision).await?;
-        if shared.tap.directories(namespace).is_empty() {
+        if shared.tap.history().directories(namespace).is_empty() {
             tracing::debug!(namespace, round, "erased");
             return Ok(());
         }
     }
-    let left = shared.tap.keys(namespace);
+    let left = shared.tap.history().keys(namespace);
     Err(WorldError::NotEmptied { namespace: namespace.to_owned(), rounds: ROUNDS, left })
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn sweep(shared: &Shared) -> Result<Vec<String>, WorldError> {
     shared.tap.reach(&shared.etcd, revision).await?;
     // The first transaction of a fork makes its namespace, and an erasure is one transaction; so
     // objects without a namespace are never a part of either.
-    let mut found: BTreeSet<_> = shared.tap.orphans().into_iter().collect();
+    let mut found: BTreeSet<_> = shared.tap.history().orphans().into_iter().collect();
     found.extend(dead.into_iter().filter(|namespace| is_world(namespace)));
     let mut swept = Vec::new();
     for namespace in found {

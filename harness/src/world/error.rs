@@ -168,6 +168,16 @@ pub enum EtcdError {
         /// Its body.
         body: String,
     },
+    /// etcd is full and takes nothing more.
+    #[error(
+        "it is full: its quota is used up ({body}); compact it while it is used \
+         (`Worlds::compact_if_due` after each erasure), or give it a larger \
+         `--quota-backend-bytes`"
+    )]
+    NoSpace {
+        /// The body of the answer.
+        body: String,
+    },
     /// The answer was not understood.
     #[error("cannot read the answer {body}")]
     Answer {

@@ -9,17 +9,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::WorldError;
-use super::address::{Dialer, EtcdAddress};
+use super::address::{Dialer, EtcdAddress, Stream};
 use super::error::EtcdError;
 use super::wire::{
-    Base64, Done, Empty, Grant, Lease, LeaseId, Range, Read, Status, Streamed, Txn, WatchCreate,
-    WatchRequest,
+    Base64, Compact, Done, Empty, Grant, Lease, LeaseId, Range, Read, Status, Streamed, Txn,
+    WatchCreate, WatchRequest,
 };
 
 /// No single request of ours takes long: the largest is 1.5 MiB, on this machine.
@@ -32,7 +32,37 @@ const SHOWN_BYTES: usize = 300;
 pub(super) struct Etcd {
     address: String,
     dialer: Dialer,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<Connected>>,
+}
+
+/// A connection, which goes on only while somebody polls it. Whoever waits for an answer does, in
+/// its own task: to pass each request to another task and each answer back would cost more than
+/// etcd does.
+struct Connected {
+    sender: SendRequest<Full<Bytes>>,
+    connection: HttpConnection,
+}
+
+type HttpConnection = Connection<TokioIo<Box<dyn Stream>>, Full<Bytes>>;
+
+impl Connected {
+    async fn while_it_goes_on<T>(&mut self, needed: impl Future<Output = T>) -> (T, bool) {
+        while_it_goes_on(&mut self.connection, needed).await
+    }
+}
+
+/// Waits for something that needs the connection to go on; also says whether it still does.
+async fn while_it_goes_on<T>(
+    connection: &mut HttpConnection,
+    needed: impl Future<Output = T>,
+) -> (T, bool) {
+    let mut needed = std::pin::pin!(needed);
+    tokio::select! {
+        biased;
+        // First, as it may have ended by now.
+        _ = &mut *connection => (needed.await, false),
+        done = &mut needed => (done, true),
+    }
 }
 
 impl Etcd {
@@ -48,7 +78,9 @@ impl Etcd {
         let etcd = Self { address: name, dialer, idle: Mutex::default() };
         let status: Result<Status, _> = etcd.ask("/v3/maintenance/status", &Empty {}).await;
         match status {
-            Ok(Status { version }) => tracing::debug!(%address, %version, "etcd's gateway answers"),
+            Ok(Status { version, .. }) => {
+                tracing::debug!(%address, %version, "etcd's gateway answers")
+            }
             Err(EtcdError::Refused { status, body }) => {
                 return Err(etcd.failed(attempt, EtcdError::NoGateway { status, body }));
             }
@@ -74,6 +106,23 @@ impl Etcd {
     /// Does all of it, or nothing if a comparison fails.
     pub(super) async fn txn(&self, attempt: &str, txn: &Txn) -> Result<Done, WorldError> {
         self.ask("/v3/kv/txn", txn).await.map_err(|error| self.failed(attempt, error))
+    }
+
+    /// Forgets what is older than `revision`, which has to be in the past; returns once the space is
+    /// free. What was forgotten before by somebody else is no error.
+    pub(super) async fn compact(&self, revision: i64) -> Result<(), WorldError> {
+        match self.ask::<Empty>("/v3/kv/compaction", &Compact { revision, physical: true }).await {
+            Ok(_) => Ok(()),
+            // etcd: api/v3rpc/rpctypes/error.go, ErrGRPCCompacted.
+            Err(EtcdError::Refused { body, .. }) if body.contains("has been compacted") => Ok(()),
+            Err(error) => Err(self.failed("compact", error)),
+        }
+    }
+
+    /// How much space it uses.
+    pub(super) async fn status(&self) -> Result<Status, WorldError> {
+        let status = self.ask("/v3/maintenance/status", &Empty {}).await;
+        status.map_err(|error| self.failed("ask how much space is used", error))
     }
 
     /// A new lease.
@@ -114,15 +163,18 @@ impl Etcd {
         };
         let attempt = "open a watch";
         let opened = async {
-            let mut sender = self.dial().await?;
-            let sent = sender.send_request(self.request("/v3/watch", &request)?);
-            let response = sent.await.map_err(EtcdError::Connection)?;
+            let mut connected = self.dial().await?;
+            let sent = connected.sender.send_request(self.request("/v3/watch", &request)?);
+            let (response, open) = connected.while_it_goes_on(sent).await;
+            let response = response.map_err(EtcdError::Connection)?;
             if !response.status().is_success() {
                 let status = response.status().as_u16();
-                let body = response.into_body().collect().await.map_err(EtcdError::Connection)?;
-                return Err(EtcdError::Refused { status, body: shown(&body.to_bytes()) });
+                let (body, _) = connected.while_it_goes_on(response.into_body().collect()).await;
+                let body = body.map_err(EtcdError::Connection)?;
+                return Err(refused(status, &body.to_bytes()));
             }
-            Ok(Watch { body: response.into_body(), buffer: Vec::new(), read: 0, _sender: sender })
+            let body = response.into_body();
+            Ok(Watch { body, buffer: Vec::new(), read: 0, connected, open })
         };
         match tokio::time::timeout(REQUEST_LIMIT, opened).await {
             Ok(result) => result.map_err(|error| self.failed(attempt, error)),
@@ -145,15 +197,20 @@ impl Etcd {
     ) -> Result<A, EtcdError> {
         let exchange = async {
             let request = self.request(path, question)?;
-            let mut sender = self.connection().await?;
-            let response = sender.send_request(request).await.map_err(EtcdError::Connection)?;
-            let status = response.status();
-            let body = response.into_body().collect().await.map_err(EtcdError::Connection)?;
-            let body = body.to_bytes();
+            let mut connected = self.connected().await?;
+            let sent = connected.sender.send_request(request);
+            let answer = async {
+                let response = sent.await?;
+                Ok((response.status(), response.into_body().collect().await?.to_bytes()))
+            };
+            let (answer, open) = connected.while_it_goes_on(answer).await;
+            let (status, body) = answer.map_err(EtcdError::Connection)?;
             // Only a connection whose answer was read to its end is free for the next request.
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+            if open {
+                self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connected);
+            }
             if !status.is_success() {
-                return Err(EtcdError::Refused { status: status.as_u16(), body: shown(&body) });
+                return Err(refused(status.as_u16(), &body));
             }
             serde_json::from_slice(&body)
                 .map_err(|source| EtcdError::Answer { body: shown(&body), source })
@@ -183,27 +240,24 @@ impl Etcd {
     }
 
     /// A connection that was idle and is still open, or a new one.
-    async fn connection(&self) -> Result<SendRequest<Full<Bytes>>, EtcdError> {
+    async fn connected(&self) -> Result<Connected, EtcdError> {
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut sender) = idle else { return self.dial().await };
-            if sender.ready().await.is_ok() {
-                return Ok(sender);
+            let Some(mut connected) = idle else { return self.dial().await };
+            let Connected { sender, connection } = &mut connected;
+            // Nobody has looked at it since: it may have been closed meanwhile.
+            let (ready, open) = while_it_goes_on(connection, sender.ready()).await;
+            if ready.is_ok() && open {
+                return Ok(connected);
             }
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<Full<Bytes>>, EtcdError> {
+    async fn dial(&self) -> Result<Connected, EtcdError> {
         let stream = self.dialer.connect().await.map_err(EtcdError::Connect)?;
         let (sender, connection) =
             handshake(TokioIo::new(stream)).await.map_err(EtcdError::Connection)?;
-        // It ends with the sender.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to etcd broke");
-            }
-        });
-        Ok(sender)
+        Ok(Connected { sender, connection })
     }
 }
 
@@ -213,8 +267,9 @@ pub(super) struct Watch {
     buffer: Vec<u8>,
     /// So many bytes of the buffer were handed out.
     read: usize,
-    /// Dropped before the body, it would end the connection.
-    _sender: SendRequest<Full<Bytes>>,
+    connected: Connected,
+    /// Whether the connection has anything left to do.
+    open: bool,
 }
 
 impl Watch {
@@ -230,7 +285,15 @@ impl Watch {
                 return Ok(Some(&self.buffer[..end]));
             }
             searched = self.buffer.len();
-            match self.body.frame().await {
+            let frame = match self.open {
+                true => {
+                    let (frame, open) = self.connected.while_it_goes_on(self.body.frame()).await;
+                    self.open = open;
+                    frame
+                }
+                false => self.body.frame().await,
+            };
+            match frame {
                 Some(frame) => {
                     let frame = frame.map_err(EtcdError::Connection)?;
                     self.buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
@@ -238,6 +301,16 @@ impl Watch {
                 None => return Ok(None),
             }
         }
+    }
+}
+
+/// What etcd means by an answer that is no success.
+fn refused(status: u16, body: &[u8]) -> EtcdError {
+    let text = shown(body);
+    // etcd: api/v3rpc/rpctypes/error.go, ErrGRPCNoSpace.
+    match text.contains("database space exceeded") {
+        true => EtcdError::NoSpace { body: text },
+        false => EtcdError::Refused { status, body: text },
     }
 }
 

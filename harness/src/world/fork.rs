@@ -116,6 +116,7 @@ pub(super) async fn replay(
 ) -> Result<Option<World>, WorldError> {
     let renames = Renames::new(moment.namespace(), namespace, moment.uids(), fresh_uid);
     let mut revisions = vec![0; moment.raw().len()];
+    shared.tap.history().mark_fork(namespace);
     let attempt = format!("fork {} into {namespace}", moment.namespace());
     let mut first = true;
     for batch in batches(moment) {

@@ -27,10 +27,12 @@
 
 mod address;
 mod background;
+mod compact;
 mod erase;
 mod error;
 mod etcd;
 mod fork;
+mod history;
 mod key;
 mod moment;
 mod names;
@@ -50,6 +52,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 pub use address::EtcdAddress;
+pub use compact::Usage;
 pub use error::{EtcdError, Refusal, RefusalReason, WorldError};
 pub use fork::World;
 pub use key::Resource;
@@ -57,10 +60,11 @@ pub use moment::{Moment, ObjectChange};
 pub use renames::Renames;
 
 use background::Background;
+use compact::Compactor;
 use etcd::Etcd;
 use names::Names;
 use owner::Owner;
-use tap::{Late, Tap};
+use tap::{Late, Listener, Tap};
 
 /// A process that said nothing for so long is taken for dead, unless [`Worlds::with_patience`] says
 /// otherwise.
@@ -115,6 +119,7 @@ struct Shared {
     owner: Owner,
     names: Names,
     background: Background,
+    compactor: Compactor,
     runtime: Handle,
     /// Tasks that go on until nobody uses these worlds any more.
     attendants: Vec<AbortHandle>,
@@ -150,8 +155,9 @@ impl Worlds {
         let (tap, background) = (Arc::new(Tap::new()), Background::default());
         let (sender, late) = mpsc::unbounded_channel();
         let follow = {
-            let (tap, etcd, background) = (tap.clone(), etcd.clone(), background.clone());
-            async move { tap.follow(&etcd, &background, &sender).await }
+            let listener = Listener { background: background.clone(), late: sender };
+            let (tap, etcd) = (tap.clone(), etcd.clone());
+            async move { tap.follow(&etcd, &listener).await }
         };
         let shared = Arc::new_cyclic(|shared: &Weak<Shared>| Shared {
             etcd,
@@ -159,6 +165,7 @@ impl Worlds {
             owner,
             names: Names::default(),
             background,
+            compactor: Compactor::default(),
             runtime: Handle::current(),
             attendants: vec![
                 tokio::spawn(follow).abort_handle(),
@@ -209,7 +216,7 @@ impl Worlds {
             return Err(WorldError::Future { revision, current });
         }
         self.shared.tap.reach(&self.shared.etcd, revision).await?;
-        let records = self.shared.tap.history(namespace, revision)?;
+        let records = self.shared.tap.history().of(namespace, revision)?;
         Moment::new(namespace, revision, records)
     }
 
@@ -383,7 +390,7 @@ async fn erase_what_is_late(shared: Weak<Shared>, mut late: mpsc::UnboundedRecei
     while let Some(Late { namespace, task }) = late.recv().await {
         let Some(shared) = shared.upgrade() else { return };
         // Most are reported during the erasure itself, whose look has dealt with them.
-        if !shared.tap.directories(&namespace).is_empty()
+        if !shared.tap.history().directories(&namespace).is_empty()
             && let Err(error) = erase::erase(&shared, &namespace).await
         {
             tracing::warn!(namespace, %error, "a late write into an erased world is still there");

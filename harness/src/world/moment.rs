@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::WorldError;
 use super::error::{Refusal, RefusalReason};
+use super::history::Record;
 use super::key::{NAMESPACES, Resource, object_key};
 use super::renames::{Place, places};
-use super::tap::Record;
 
 /// A world at one etcd revision.
 ///

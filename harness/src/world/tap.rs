@@ -5,77 +5,46 @@
 //! is always there has seen what a moment needs by the time it is asked for, and it shows what a late
 //! writer puts into a world that was erased.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::WorldError;
 use super::background::{Background, Task};
 use super::error::EtcdError;
 use super::etcd::{Etcd, Watch};
-use super::key::{EVENTS, NAMESPACES, REGISTRY, RegistryKey, is_world};
-use super::value::Facts;
-use super::wire::{ChangeKind, ChangedKey, Changes, ChangesResult, Range};
+use super::history::History;
+use super::key::{REGISTRY, RegistryKey, is_world};
+use super::wire::{ChangeKind, Changes, ChangesResult, Range};
 
 /// How long the tap may take to show what etcd has acknowledged.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
 
-/// One change of one object of a world, as it is in etcd.
-#[derive(Debug)]
-pub(super) struct Record {
-    pub(super) revision: i64,
-    /// See [`RegistryKey::directory`].
-    pub(super) directory: Arc<str>,
-    pub(super) name: String,
-    /// `None`: deleted.
-    pub(super) value: Option<Bytes>,
-    facts: OnceLock<Result<Facts, String>>,
-}
+/// A watch that breaks is opened again for so long without success; then etcd is gone.
+const RECONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-impl Record {
-    /// What the value says; `None` for a deletion. Read once, however many moments hold it.
-    pub(super) fn facts(&self) -> Option<&Result<Facts, String>> {
-        let value = self.value.as_ref()?;
-        Some(self.facts.get_or_init(|| Facts::of(&self.directory, value)))
-    }
-}
+/// There is no event that says that etcd can be reached again.
+const RECONNECT_AFTER: Duration = Duration::from_millis(20);
 
 /// What is known of all worlds of one etcd, whoever made them.
 #[derive(Debug)]
 pub(super) struct Tap {
-    state: Mutex<State>,
+    history: Mutex<History>,
     progress: watch::Sender<Progress>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    worlds: HashMap<String, Log>,
-    /// Directory names, each once.
-    directories: HashSet<Arc<str>>,
-    /// Worlds that nobody may write to any more.
-    erased: HashSet<String>,
-    /// The first revision that etcd still had.
-    first: i64,
-}
-
-/// One world that has, at present, at least one key.
-#[derive(Debug, Default)]
-struct Log {
-    records: Vec<Arc<Record>>,
-    live: BTreeMap<Arc<str>, BTreeSet<String>>,
-    /// The records begin with the making of the namespace, before which there cannot be any.
-    whole: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Progress {
     /// All changes up to this revision were seen.
     revision: i64,
-    /// Why no more will be.
-    ended: Option<String>,
+    /// Why the watch broke last, if it did and is not back.
+    broken: Option<String>,
+    /// It will not come back.
+    ended: bool,
 }
 
 /// A namespace that was erased and written to again.
@@ -86,39 +55,69 @@ pub(super) struct Late {
     pub(super) task: Task,
 }
 
+/// Whom to tell of late writes.
+pub(super) struct Listener {
+    pub(super) background: Background,
+    pub(super) late: mpsc::UnboundedSender<Late>,
+}
+
+impl Listener {
+    fn hear(&self, namespace: &str) {
+        let late = Late { namespace: namespace.to_owned(), task: self.background.begin() };
+        // If nobody listens any more, these worlds are closed.
+        let _ = self.late.send(late);
+    }
+}
+
+/// What was seen of a revision whose rest comes with the next message, or again after a break.
+#[derive(Debug, Default)]
+struct Partial {
+    revision: i64,
+    keys: HashSet<Vec<u8>>,
+}
+
 impl Tap {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), progress: watch::Sender::default() }
+        Self { history: Mutex::default(), progress: watch::Sender::default() }
     }
 
-    /// Follows etcd until the connection breaks or the future is dropped.
-    pub(super) async fn follow(
-        &self,
-        etcd: &Etcd,
-        background: &Background,
-        late: &mpsc::UnboundedSender<Late>,
-    ) {
-        let Err(error) = self.read(etcd, background, late).await;
-        // The chain, since it is shown as one text by whoever waits.
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
+    /// Follows etcd until it is gone or the future is dropped. A watch that breaks is opened again
+    /// where it had come to.
+    pub(super) async fn follow(&self, etcd: &Etcd, listener: &Listener) {
+        let mut partial = Partial::default();
+        let mut broken_since = None;
+        loop {
+            let before = self.seen();
+            let Err(error) = self.read(etcd, listener, &mut partial).await;
+            let text = chain(&error);
+            tracing::debug!(error = %text, "the watch of etcd broke");
+            if self.seen() > before {
+                broken_since = None;
+            }
+            let ended = broken_since.get_or_insert_with(Instant::now).elapsed() >= RECONNECT_LIMIT;
+            self.progress.send_modify(|progress| {
+                progress.broken = Some(text);
+                progress.ended = ended;
+            });
+            if ended {
+                return;
+            }
+            tokio::time::sleep(RECONNECT_AFTER).await;
         }
-        tracing::debug!(error = %text, "the watch of etcd ended");
-        self.progress.send_modify(|progress| progress.ended = Some(text));
     }
 
     async fn read(
         &self,
         etcd: &Etcd,
-        background: &Background,
-        late: &mpsc::UnboundedSender<Late>,
-    ) -> Result<std::convert::Infallible, WorldError> {
+        listener: &Listener,
+        partial: &mut Partial,
+    ) -> Result<Infallible, WorldError> {
         let failed = |error| etcd.failed("watch", error);
-        let mut watch = etcd.watch_everything(1).await?;
-        self.state().first = 1;
+        let seen = self.seen();
+        let mut watch = etcd.watch_everything(seen + 1).await?;
+        if seen == 0 {
+            self.history().begin();
+        }
         loop {
             let message = next(&mut watch).await.map_err(failed)?;
             let changes: Changes<'_> = serde_json::from_slice(message).map_err(|source| {
@@ -134,44 +133,57 @@ impl Tap {
             };
             if result.canceled {
                 let first = result.compact_revision;
-                if first == 0 || self.progress.borrow().revision > 0 {
+                if first == 0 {
                     let reason = result.cancel_reason.into_owned();
                     return Err(failed(EtcdError::WatchEnded(reason)));
                 }
                 watch = etcd.watch_everything(first).await?;
-                self.begin_after_compaction(etcd, first).await?;
+                self.begin_after_compaction(etcd, listener, first).await?;
+                *partial = Partial::default();
                 continue;
             }
-            self.apply(&result, background, late).map_err(failed)?;
+            self.apply(&result, listener, partial).map_err(failed)?;
         }
     }
 
     /// Notes the keys that the watch will not tell of, since they are older than what etcd kept.
-    async fn begin_after_compaction(&self, etcd: &Etcd, first: i64) -> Result<(), WorldError> {
+    async fn begin_after_compaction(
+        &self,
+        etcd: &Etcd,
+        listener: &Listener,
+        first: i64,
+    ) -> Result<(), WorldError> {
         let range = Range { revision: first, ..Range::keys(REGISTRY) };
         let read = etcd.range("list all keys", &range).await?;
-        let state = &mut *self.state();
-        state.first = first;
-        for found in read.kvs.iter().filter(|found| found.mod_revision < first) {
-            if let Some(key) = RegistryKey::parse(&found.key.0).filter(|it| is_world(it.namespace))
-            {
-                let directory = state.directory(key.directory);
-                let log = state.worlds.entry(key.namespace.to_owned()).or_default();
-                log.live.entry(directory).or_default().insert(key.name.to_owned());
-            }
-        }
+        let older = read.kvs.iter().filter(|found| found.mod_revision < first);
+        let keys = older.filter_map(|found| RegistryKey::parse(&found.key.0));
+        let late = self.history().begin_after_a_gap(first, keys);
+        late.iter().for_each(|namespace| listener.hear(namespace));
+        self.progress.send_modify(|it| it.revision = it.revision.max(first - 1));
         Ok(())
     }
 
     fn apply(
         &self,
         changes: &ChangesResult<'_>,
-        background: &Background,
-        late: &mpsc::UnboundedSender<Late>,
+        listener: &Listener,
+        partial: &mut Partial,
     ) -> Result<(), EtcdError> {
         let Some(last) = changes.events.last() else { return Ok(()) };
-        let mut state = self.state();
+        let last = last.kv.mod_revision;
+        let mut history = self.history();
         for change in &changes.events {
+            let seen_before = change.kv.mod_revision == partial.revision
+                && partial.keys.contains(&change.kv.key.0);
+            if seen_before {
+                continue;
+            }
+            if changes.fragment && change.kv.mod_revision == last {
+                if partial.revision != last {
+                    *partial = Partial { revision: last, keys: HashSet::new() };
+                }
+                partial.keys.insert(change.kv.key.0.clone());
+            }
             let Some(key) = RegistryKey::parse(&change.kv.key.0) else { continue };
             if !is_world(key.namespace) {
                 continue;
@@ -183,17 +195,15 @@ impl Tap {
                     Some(value.map_err(|error| EtcdError::WatchEnded(error.to_string()))?)
                 }
             };
-            if value.is_some() && state.erased.contains(key.namespace) {
-                let late_one =
-                    Late { namespace: key.namespace.to_owned(), task: background.begin() };
-                // If nobody listens any more, these worlds are closed.
-                let _ = late.send(late_one);
+            if value.is_some() && history.is_erased(key.namespace) {
+                listener.hear(key.namespace);
             }
-            state.record(key, &change.kv, value);
+            history.record(key, &change.kv, value);
         }
-        drop(state);
-        let complete = last.kv.mod_revision - i64::from(changes.fragment);
+        drop(history);
+        let complete = last - i64::from(changes.fragment);
         self.progress.send_if_modified(|progress| {
+            progress.broken = None;
             let further = complete > progress.revision;
             progress.revision = progress.revision.max(complete);
             further
@@ -210,136 +220,87 @@ impl Tap {
         let mut progress = self.progress.subscribe();
         let waited = tokio::time::timeout(
             CATCH_UP_LIMIT,
-            progress.wait_for(|it| it.revision >= revision || it.ended.is_some()),
+            progress.wait_for(|it| it.revision >= revision || it.ended),
         );
-        let seen = match waited.await {
-            Ok(Ok(seen)) => seen.clone(),
-            Ok(Err(_)) => Progress { ended: Some("it was closed".to_owned()), revision: 0 },
+        let problem = match waited.await {
+            Ok(Ok(seen)) if seen.revision >= revision => return Ok(()),
+            Ok(Ok(seen)) => seen.broken.clone().unwrap_or_default(),
+            Ok(Err(_)) => "it was closed".to_owned(),
             Err(_) => {
-                let seen = self.progress.borrow().revision;
-                let problem = format!(
+                let Progress { revision: seen, broken, .. } = self.progress.borrow().clone();
+                let broken = broken.map(|broken| format!("; it broke: {broken}"));
+                format!(
                     "it has shown nothing beyond revision {seen} for {CATCH_UP_LIMIT:?}, and \
-                     {revision} was awaited"
-                );
-                return Err(etcd.failed("follow the changes", EtcdError::WatchEnded(problem)));
+                     {revision} was awaited{}",
+                    broken.unwrap_or_default()
+                )
             }
         };
-        match seen.ended {
-            Some(reason) if seen.revision < revision => {
-                Err(etcd.failed("follow the changes", EtcdError::WatchEnded(reason)))
-            }
-            _ => Ok(()),
-        }
+        Err(etcd.failed("follow the changes", EtcdError::WatchEnded(problem)))
     }
 
-    /// The history of a world up to a revision that was reached.
-    pub(super) fn history(
-        &self,
-        namespace: &str,
-        revision: i64,
-    ) -> Result<Vec<Arc<Record>>, WorldError> {
-        let state = self.state();
-        let missing = || WorldError::NoSuchWorld { namespace: namespace.to_owned(), revision };
-        let log = state.worlds.get(namespace).ok_or_else(missing)?;
-        let end = log.records.partition_point(|record| record.revision <= revision);
-        let records = &log.records[..end];
-        if !log.whole {
-            let (namespace, first) = (namespace.to_owned(), state.first);
-            return Err(WorldError::Compacted { namespace, first });
-        }
-        let last = records.iter().rfind(|record| &*record.directory == NAMESPACES);
-        if last.is_none_or(|record| record.value.is_none()) {
-            return Err(missing());
-        }
-        Ok(records.to_vec())
+    /// All changes up to this revision were seen; 0 before the first.
+    pub(super) fn seen(&self) -> i64 {
+        self.progress.borrow().revision
     }
 
-    /// From now on, whatever is written to the namespace is reported as late.
-    pub(super) fn mark_erased(&self, namespace: &str) {
-        self.state().erased.insert(namespace.to_owned());
-    }
-
-    /// The directories in which a namespace has keys.
-    pub(super) fn directories(&self, namespace: &str) -> Vec<Arc<str>> {
-        let state = self.state();
-        state
-            .worlds
-            .get(namespace)
-            .map(|log| log.live.keys().cloned().collect())
-            .unwrap_or_default()
-    }
-
-    /// The keys of a namespace.
-    pub(super) fn keys(&self, namespace: &str) -> Vec<String> {
-        let state = self.state();
-        let Some(log) = state.worlds.get(namespace) else { return Vec::new() };
-        let keys = log.live.iter().flat_map(|(directory, names)| {
-            names.iter().map(|name| super::key::object_key(directory, namespace, name))
-        });
-        keys.collect()
-    }
-
-    /// Namespaces that have keys but no namespace object.
-    pub(super) fn orphans(&self) -> Vec<String> {
-        let state = self.state();
-        let orphans = state.worlds.iter().filter(|(_, log)| !log.live.contains_key(NAMESPACES));
-        orphans.map(|(namespace, _)| namespace.clone()).collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn record(&mut self, key: RegistryKey<'_>, change: &ChangedKey<'_>, value: Option<Vec<u8>>) {
-        let directory = self.directory(key.directory);
-        if !self.worlds.contains_key(key.namespace) {
-            self.worlds.insert(key.namespace.to_owned(), Log::default());
-        }
-        let Some(log) = self.worlds.get_mut(key.namespace) else { return };
-        match &value {
-            Some(_) => {
-                let names = log.live.entry(directory.clone()).or_default();
-                if !names.contains(key.name) {
-                    names.insert(key.name.to_owned());
-                }
-            }
-            None => {
-                if let Some(names) = log.live.get_mut(&directory) {
-                    names.remove(key.name);
-                    if names.is_empty() {
-                        log.live.remove(&directory);
-                    }
-                }
-            }
-        }
-        if log.live.is_empty() {
-            self.worlds.remove(key.namespace);
-            return;
-        }
-        if log.records.is_empty() && &*directory == NAMESPACES {
-            log.whole = change.version == 1;
-        }
-        // Events are left out of forks on purpose.
-        if &*directory != EVENTS {
-            let revision = change.mod_revision;
-            let (name, value) = (key.name.to_owned(), value.map(Bytes::from));
-            let facts = OnceLock::new();
-            log.records.push(Arc::new(Record { revision, directory, name, value, facts }));
-        }
-    }
-
-    fn directory(&mut self, name: &str) -> Arc<str> {
-        if let Some(directory) = self.directories.get(name) {
-            return directory.clone();
-        }
-        let directory: Arc<str> = name.into();
-        self.directories.insert(directory.clone());
-        directory
+    pub(super) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn next(watch: &mut Watch) -> Result<&[u8], EtcdError> {
     watch.next().await?.ok_or_else(|| EtcdError::WatchEnded("etcd closed it".to_owned()))
+}
+
+/// An error with its sources, since it is shown as one text by whoever waits.
+fn chain(error: &WorldError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message with puts of objects of one world.
+    fn message(fragment: bool, changes: &[(i64, &str)]) -> String {
+        use base64::Engine as _;
+        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let events = changes.iter().map(|(revision, path)| {
+            let key = encoded(&format!("/registry/{path}"));
+            format!(r#"{{"kv":{{"key":"{key}","mod_revision":"{revision}","version":"1"}}}}"#)
+        });
+        let events: Vec<_> = events.collect();
+        format!(r#"{{"result":{{"fragment":{fragment},"events":[{}]}}}}"#, events.join(","))
+    }
+
+    #[test]
+    fn what_comes_again_after_a_break_is_recorded_once() {
+        let tap = Tap::new();
+        tap.history().begin();
+        let listener =
+            Listener { background: Background::default(), late: mpsc::unbounded_channel().0 };
+        let mut partial = Partial::default();
+        let mut apply = |fragment, changes: &[(i64, &str)]| {
+            let message = message(fragment, changes);
+            let changes: Changes<'_> = serde_json::from_str(&message).unwrap();
+            tap.apply(&changes.result.unwrap(), &listener, &mut partial).unwrap();
+            tap.seen()
+        };
+        let (namespace, a, b) =
+            ("namespaces/lw-aaaa0000", "pods/lw-aaaa0000/a", "pods/lw-aaaa0000/b");
+        assert_eq!(apply(true, &[(5, namespace), (7, a)]), 6);
+        // Here it broke, and goes on after the last revision that was complete.
+        assert_eq!(apply(false, &[(7, a), (7, b)]), 7);
+        assert_eq!(apply(false, &[(8, a)]), 8);
+        let records = tap.history().of("lw-aaaa0000", 8).unwrap();
+        let records: Vec<_> = records.iter().map(|it| (it.revision, it.name.as_str())).collect();
+        assert_eq!(records, [(5, "lw-aaaa0000"), (7, "a"), (7, "b"), (8, "a")]);
+    }
 }

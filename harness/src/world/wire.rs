@@ -41,6 +41,20 @@ pub(super) struct Empty {}
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {
     pub(super) version: String,
+    #[serde(rename = "dbSize", default, deserialize_with = "number")]
+    pub(super) size: i64,
+    #[serde(rename = "dbSizeInUse", default, deserialize_with = "number")]
+    pub(super) size_in_use: i64,
+    /// 0 before etcd 3.6.
+    #[serde(rename = "dbSizeQuota", default, deserialize_with = "number")]
+    pub(super) quota: i64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Compact {
+    pub(super) revision: i64,
+    /// Answer when the space is free, rather than when the revision is taken note of.
+    pub(super) physical: bool,
 }
 
 #[derive(Debug, Default, Serialize)]

@@ -141,7 +141,8 @@ async fn cycle(plane: &Plane, config: watcher::Config, may_travel: bool) -> Resu
         travelled?;
         ensure!(watched.shown() == "a=1", "{}", watched.shown());
         cache.until_behind(4).await?;
-        cache.release_to(&newest).await?;
+        let released = cache.release_to(&newest).await?;
+        ensure!(released.len() == 4, "{released:?}");
         ensure!(watched.shown() == "a=2 c=1", "{}", watched.shown());
     } else {
         let error = travelled.err().context("it travelled")?;

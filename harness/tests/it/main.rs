@@ -2,8 +2,11 @@
 
 #[cfg(feature = "container")]
 mod container;
+mod exploring;
 mod lag;
 mod life;
+mod minors;
 mod readme;
+mod shards;
 mod start;
 mod world;

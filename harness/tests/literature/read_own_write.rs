@@ -6,67 +6,63 @@
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
-    Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
     runtime::reflector::ObjectRef,
 };
-use laggard::check::{BoxError, Check, Scenario, SetUp, Truth, World};
+use laggard::{
+    check::{BoxError, Scenario, SetUp, World},
+    lag::model::Needs,
+};
 use serde_json::json;
 
+use crate::{make_maps, value, value_of};
+
 async fn set_up(world: SetUp) -> Result<()> {
-    let maps: Api<ConfigMap> = world.api();
-    for (name, data) in [("wanted", json!({"size": "1"})), ("status", json!({"reached": "1"}))] {
-        let map = serde_json::from_value(json!({"metadata": {"name": name}, "data": data}))?;
-        maps.create(&PostParams::default(), &map).await?;
-    }
-    Ok(())
+    make_maps(&world, [("wanted", json!({"size": "1"})), ("status", json!({"reached": "1"}))]).await
 }
 
-/// One pass: wants 2, and reports what it reads back.
-async fn pass(world: &World, live: bool) -> Result<(), BoxError> {
+/// Until 2 is reported: wants 2, and reports what it reads back.
+async fn process(world: World, live: bool) -> Result<(), BoxError> {
     let (maps, apply) = (world.api::<ConfigMap>(), PatchParams::default());
     let cache = world.cache::<ConfigMap>().await?;
-    world
-        .pass("demo", async {
-            let wanted = Patch::Merge(json!({"data": {"size": "2"}}));
-            maps.patch("wanted", &apply, &wanted).await?;
-            let read = if live {
-                Some(maps.get("wanted").await?)
-            } else {
-                let read = cache.get(&ObjectRef::new("wanted").within(world.namespace()));
-                read.map(|map| (*map).clone())
-            };
-            let size = read.and_then(|map| map.data?.get("size").cloned());
-            let reached = Patch::Merge(json!({"data": {"reached": size}}));
-            maps.patch("status", &apply, &reached).await?;
-            Ok::<(), kube::Error>(())
-        })
-        .await?;
+    let cached = |name| cache.get(&ObjectRef::new(name).within(world.namespace()));
+    let pass = || async {
+        if cached("status").is_some_and(|status| value(&status, "reached").as_deref() == Some("2"))
+        {
+            return Ok(());
+        }
+        maps.patch("wanted", &apply, &Patch::Merge(json!({"data": {"size": "2"}}))).await?;
+        let size = if live {
+            value(&maps.get("wanted").await?, "size")
+        } else {
+            cached("wanted").and_then(|map| value(&map, "size"))
+        };
+        maps.patch("status", &apply, &Patch::Merge(json!({"data": {"reached": size}}))).await?;
+        Ok::<(), kube::Error>(())
+    };
+    world.until_settled("demo", pass).await?;
     Ok(())
-}
-
-fn value(truth: &Truth, name: &str, key: &str) -> Option<String> {
-    truth.get::<ConfigMap>(name)?.data?.get(key).cloned()
 }
 
 fn scenario(live: bool) -> Scenario {
-    Scenario::new("read own write", move |world: World| async move { pass(&world, live).await })
-        .set_up(set_up)
-        .after_settle("what is reported is so", |truth| {
-            value(truth, "wanted", "size") == value(truth, "status", "reached")
-        })
+    Scenario::new("read own write", move |world| process(world, live)).set_up(set_up).never_write(
+        "what is reported is so",
+        |write, truth| {
+            let reported =
+                write.request.body.as_ref().and_then(|body| body.pointer("/data/reached"));
+            let wanted = value_of(truth, "wanted", "size");
+            reported.is_some_and(|reported| reported.as_str() != wanted.as_deref())
+        },
+    )
 }
 
 #[tokio::test]
 async fn the_stale_read_is_found_and_a_live_one_passes() -> Result<()> {
     let plane = crate::plane().await?;
-    let found = Check::new().without_files().run(&plane, scenario(false)).await;
-    let error = found.err().context("not found")?;
-    let report = error.report().with_context(|| error.to_string())?;
-    println!("{error}");
-    ensure!(report.findings[0].token == "configmaps/wanted@r1:-1", "{error}");
-    let report = laggard::check(&plane, scenario(true)).await?;
-    println!("{report}");
+    let finding = crate::found(&plane, scenario(false)).await?;
+    let token = "configmaps/wanted@r1:-1";
+    crate::expect(&finding, "what is reported is so", Needs::Staleness, token)?;
+    crate::passes(&plane, scenario(true)).await?;
     plane.stop().await?;
     Ok(())
 }
@@ -79,8 +75,8 @@ async fn the_live_read_is_load_bearing() -> Result<()> {
     ensure!(flips.load_bearing() == 1 && flips.live.len() == 1, "{flips}");
     ensure!(flips.to_string().contains("get configmaps/wanted #1"), "{flips}");
     // A suite that looks at nothing notices nothing.
-    let blind = Scenario::new("blind", |world: World| async move { pass(&world, true).await });
-    let error = laggard::Flips::new().run(&plane, [blind.set_up(set_up)]).await.err();
+    let blind = Scenario::new("blind", |world: World| process(world, true)).set_up(set_up);
+    let error = laggard::Flips::new().run(&plane, [blind]).await.err();
     let text = error.context("nobody noticed, and that was good")?.to_string();
     ensure!(
         text.contains("survives: this live read protects nothing that a test checks"),

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use futures::{StreamExt, future::ready};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
@@ -16,10 +16,12 @@ use kube::{
     },
 };
 use laggard::{
-    check::{Actor, BoxError, Check, Scenario, SetUp, World},
-    lag::model::{Completeness, Needs},
+    check::{Actor, BoxError, Scenario, SetUp, World},
+    lag::model::Needs,
 };
 use serde_json::json;
+
+use crate::{expect, found, passes, plane};
 
 /// Makes the secret of the app where there is none.
 async fn reconcile(app: Arc<ConfigMap>, world: Arc<World>) -> Result<Action, kube::Error> {
@@ -103,21 +105,12 @@ fn scenario(triggers: Triggers) -> Scenario {
 #[tokio::test]
 async fn a_deletion_behind_a_new_list_is_found_and_to_look_again_after_a_list_passes() -> Result<()>
 {
-    let plane = crate::plane().await?;
-    let check = Check::new().without_files();
-    let error = check.run(&plane, scenario(Triggers::Owns)).await.err().context("not found")?;
-    println!("{error}");
-    let report = error.report().with_context(|| error.to_string())?;
-    let finding = &report.findings[0];
-    ensure!(finding.needs == Needs::Environment, "{error}");
-    ensure!(finding.token.contains("deletion@e") && finding.token.contains(":relist"), "{error}");
-    ensure!(finding.verdict.elapsed.as_secs() < 5, "{error}");
-
-    let report = check.run(&plane, scenario(Triggers::AllOnList)).await?;
-    println!("{report}");
-    let verdict = &report.verdict;
-    ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{report}");
-    ensure!(verdict.runs > 10, "{report}");
+    let plane = plane().await?;
+    let finding = found(&plane, scenario(Triggers::Owns)).await?;
+    let token = "deletion@e1:commit,secrets/metadata@f1:relist";
+    expect(&finding, "the app has its secret", Needs::Environment, token)?;
+    let report = passes(&plane, scenario(Triggers::AllOnList)).await?;
+    ensure!(report.verdict.runs > 10, "{report}");
     plane.stop().await?;
     Ok(())
 }

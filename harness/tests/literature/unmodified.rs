@@ -11,13 +11,15 @@ use kube::{
     runtime::{Controller, controller::Action, reflector::Store, watcher},
 };
 use laggard::{
-    check::{Actor, BoxError, Check, Report, Scenario, SetUp, World},
+    check::{Actor, BoxError, BuiltIn, Check, Scenario, SetUp, World},
     lag::{
         Cache,
-        model::{Completeness, READS_BETWEEN_REPLIES},
+        model::{Needs, READS_BETWEEN_REPLIES},
     },
 };
 use serde_json::json;
+
+use crate::{expect, found, passes, plane};
 
 /// The secrets of a world, with a wrapper or without.
 enum Secrets {
@@ -99,6 +101,8 @@ fn counting(wrapped: bool) -> Scenario {
     Scenario::new("count and names", move |world: World| process(world, wrapped))
         .set_up(|world: SetUp| make("app", world))
         .actor(second_secret())
+        // That a secret may be missed for good is another defect, and found elsewhere.
+        .without(BuiltIn::SameEnd)
         .never("a count that is not that of the names", |truth| {
             let map = truth.get::<ConfigMap>("app").unwrap_or_default();
             let count: usize = map.annotations().get("count")?.parse().ok()?;
@@ -108,27 +112,20 @@ fn counting(wrapped: bool) -> Scenario {
         })
 }
 
-fn is_exhausted(report: &Report) -> bool {
-    matches!(report.verdict.completeness, Completeness::Exhausted { .. })
-}
-
 #[tokio::test]
 async fn two_reads_between_replies_are_told_apart_by_a_wrapped_cache_and_the_verdict_says_so()
 -> Result<()> {
-    let plane = crate::plane().await?;
-    let check = Check::new().without_files();
-    let report = check.run(&plane, counting(false)).await?;
-    println!("{report}");
-    ensure!(is_exhausted(&report) && report.verdict.runs > 5, "{report}");
+    let plane = plane().await?;
+    let report = passes(&plane, counting(false)).await?;
+    ensure!(report.verdict.runs > 5, "{report}");
     ensure!(report.to_string().contains("exhausted at request boundaries"), "{report}");
     let left_out = |left_out: &str| report.verdict.exclusions.iter().any(|it| it == left_out);
     ensure!(left_out(READS_BETWEEN_REPLIES) && left_out("triggers that merge"), "{report}");
 
-    let error = check.run(&plane, counting(true)).await.err().context("not found")?;
-    println!("{error}");
-    let found = error.report().with_context(|| error.to_string())?;
-    let run = &found.findings[0].run;
-    ensure!(run.violations().any(|(_, it)| it.oracle.starts_with("a count")), "{error}");
+    let finding = found(&plane, counting(true)).await?;
+    let token = finding.token.clone();
+    expect(&finding, "a count that is not that of the names", Needs::Staleness, &token)?;
+    ensure!(token == "secrets@r3:-1", "{token}");
     plane.stop().await?;
     Ok(())
 }
@@ -176,7 +173,7 @@ fn wait_for_change(_: Arc<ConfigMap>, _: &kube::Error, _: Arc<World>) -> Action 
 
 #[tokio::test]
 async fn a_controller_of_all_namespaces_sees_its_own_world_alone() -> Result<()> {
-    let plane = crate::plane().await?;
+    let plane = plane().await?;
     let scenario = marking(|world| {
         Box::pin(async move {
             let bracketed = |map: Arc<ConfigMap>, world: Arc<World>| async move {
@@ -190,16 +187,15 @@ async fn a_controller_of_all_namespaces_sees_its_own_world_alone() -> Result<()>
             Ok(())
         })
     });
-    let report = Check::new().without_files().run(&plane, scenario).await?;
-    println!("{report}");
-    ensure!(is_exhausted(&report) && report.verdict.runs > 20, "{report}");
+    let report = passes(&plane, scenario).await?;
+    ensure!(report.verdict.runs > 20, "{report}");
     plane.stop().await?;
     Ok(())
 }
 
 #[tokio::test]
 async fn a_controller_that_is_not_bracketed_is_told_so() -> Result<()> {
-    let plane = crate::plane().await?;
+    let plane = plane().await?;
     let scenario = marking(|world| {
         Box::pin(async move {
             let controller = Controller::new(world.api(), watcher::Config::default()).run(

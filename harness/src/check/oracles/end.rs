@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{BuiltIn, Found, Oracles, fields::shortened, insert, record::uid_of};
 use crate::{
     check::Truth,
-    lag::model::{Action, Change, Fault, Run, Violation, is_moment, replace_uuids, replace_word},
+    lag::model::{Change, Run, Violation, is_moment, replace_uuids, replace_word},
 };
 
 /// Cuts away what may differ of an object of a resource; answers whether the object counts at all.
@@ -49,7 +49,7 @@ pub(crate) struct Difference {
 }
 
 /// Judges how a settled run ended against the runs before it, by [`BuiltIn::SameEnd`]. `group` names those
-/// that must end as this one does, such as its [`disturbances`].
+/// that must end as this one does: the runs with the same disturbances.
 ///
 /// The violation is put at the end of the run.
 pub(crate) fn judge_end(
@@ -71,32 +71,12 @@ pub(crate) fn judge_end(
     Some(insert(run, found))
 }
 
-/// What others did in a run, and what was made to fail, whenever that was: runs that differ in it may end
-/// in different ways.
-pub(crate) fn disturbances(run: &Run) -> String {
-    let names = Names::of(run);
-    let all: BTreeSet<String> = run
-        .steps
-        .iter()
-        .filter_map(|step| match &step.action {
-            Action::Environment(step) if !step.commits.is_empty() => {
-                Some(names.replace(&format!("{}: {}", step.actor, step.text)))
-            }
-            Action::Fault(Fault::Restart) => Some("restart".to_owned()),
-            Action::Fault(Fault::RequestLost(_)) => Some("request lost".to_owned()),
-            Action::Fault(Fault::ReplyLost(_)) => Some("reply lost".to_owned()),
-            _ => None,
-        })
-        .collect();
-    all.into_iter().collect::<Vec<_>>().join("; ")
-}
-
 /// The objects that a run leaves, by resource and name, without what differs between two runs that do the
 /// same: times, versions, generations, UUIDs, names made up, the namespace.
 ///
 /// The UID of an object of the run is replaced by the name of that object, and whether it is still there:
 /// so an owner that is gone is told from one that is. Other UUIDs are numbered.
-pub(crate) fn end_state(run: &Run, projection: Option<&Projection>) -> Value {
+pub(super) fn end_state(run: &Run, projection: Option<&Projection>) -> Value {
     let mut truth = Truth::default();
     run.history.iter().for_each(|commit| truth.apply(commit));
     let names = Names::of(run);

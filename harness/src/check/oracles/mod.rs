@@ -18,8 +18,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
-#[cfg_attr(not(test), expect(unused_imports, reason = "for the runs that are made in worlds"))]
-pub(crate) use self::end::{Ends, disturbances, end_state, judge_end};
+pub(crate) use self::end::{Ends, judge_end};
 pub use self::user::{Claim, Sighting};
 use self::{
     end::Projection,
@@ -45,8 +44,8 @@ const REQUESTS_IN_A_PASS: usize = 100;
 /// let mut oracles = Oracles::new();
 /// oracles
 ///     .never("two sets", |truth| truth.list::<StatefulSet>().len() > 1)
-///     .always("a set has a spec", |truth| match truth.get::<StatefulSet>("n0") {
-///         Some(set) if set.spec.is_none() => Err("n0 has none"),
+///     .always("a set has pods", |truth| match truth.get::<StatefulSet>("n0") {
+///         Some(set) if set.spec.replicas == Some(0) => Err("n0 wants none"),
 ///         _ => Ok(()),
 ///     })
 ///     .after_settle("the set is there", |truth| truth.get::<StatefulSet>("n0").is_some())

@@ -10,7 +10,7 @@ use super::{
         model::{Event, ListVersion, Log, compare_resource_versions},
         wire,
     },
-    Frame, FrameKind, Stream, Upstream,
+    BodyState, Frame, FrameKind, Stream, Upstream,
 };
 
 /// The log of an incarnation that is over.
@@ -38,7 +38,7 @@ pub(in crate::lag) struct Replay {
 impl Stream {
     /// Keeps the log of the incarnation that ends, if its state was known as a whole.
     pub(super) fn archive(&mut self) {
-        let received = self.received_resource_version().map(str::to_owned);
+        let received = self.logged_resource_version().map(str::to_owned);
         let log = std::mem::take(&mut self.log);
         if let (true, Some(received)) = (self.whole, received) {
             self.past.push(Past { log, received });
@@ -47,12 +47,16 @@ impl Stream {
 
     /// Ends the watch as the server ends one whose resource version it no longer knows.
     ///
-    /// What waits is never handed on: the client lists anew. Returns `false` if its watch is not open.
+    /// What waits is never handed on: the client lists anew. Returns `false` if the client has dropped it.
     pub(in crate::lag) fn expire(&mut self) -> (bool, Option<std::task::Waker>) {
-        if self.body != super::BodyState::Open {
-            // If it comes back it is told the same.
-            self.upstream = Upstream::Expired;
-            return (false, None);
+        match self.body {
+            BodyState::Open => {}
+            // Its client is told so when it comes back.
+            BodyState::Opening | BodyState::Ended => {
+                self.upstream = Upstream::Expired;
+                return (true, None);
+            }
+            BodyState::Dropped => return (false, None),
         }
         self.frames.truncate(self.handed);
         let events = self.position();
@@ -111,9 +115,19 @@ impl Stream {
     /// The logs with what was received of each, the newest first.
     fn logs(&self) -> impl Iterator<Item = (&Log, &str)> {
         let present = (self.whole && self.initial_complete())
-            .then(|| Some((&self.log, self.received_resource_version()?)))
+            .then(|| Some((&self.log, self.logged_resource_version()?)))
             .flatten();
         present.into_iter().chain(self.past.iter().rev().map(|past| (&past.log, &*past.received)))
+    }
+
+    /// How far the log goes: also to what waited when the watch was cut, which no frame carries any more.
+    ///
+    /// Who watches on behind a replay of the log from before this would be sent its end a second time.
+    fn logged_resource_version(&self) -> Option<&str> {
+        let received = self.received_resource_version()?;
+        let last = self.log.resource_version_at(self.log.len())?;
+        let further = compare_resource_versions(last, received).is_some_and(Ordering::is_gt);
+        Some(if further { last } else { received })
     }
 }
 

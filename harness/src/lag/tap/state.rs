@@ -62,6 +62,8 @@ struct Watcher {
 pub(super) struct Form {
     api_version: String,
     kind: String,
+    /// But for the resource version. Lists of custom resources have an empty `continue` where others have none.
+    metadata: Value,
     /// Whether the items say their kind, as custom resources do; `None` until one has been seen.
     typed_items: Option<bool>,
 }
@@ -301,19 +303,8 @@ impl State {
             return Listing::NotOurs;
         }
         match &self.form {
-            Some(Form { api_version, kind, typed_items })
-                if typed_items.is_some() || objects.is_empty() =>
-            {
-                let typed = typed_items.unwrap_or_default();
-                let kind_of_items = kind.strip_suffix("List").unwrap_or(kind);
-                let items: Vec<Value> = objects
-                    .into_values()
-                    .map(|object| shaped(object, typed.then_some((api_version, kind_of_items))))
-                    .collect();
-                Listing::Known(json!({
-                    "kind": kind, "apiVersion": api_version,
-                    "metadata": {"resourceVersion": self.newest.to_string()}, "items": items,
-                }))
+            Some(form) if form.typed_items.is_some() || objects.is_empty() => {
+                Listing::Known(form.list(objects, self.newest))
             }
             _ => Listing::FormUnknown,
         }
@@ -371,12 +362,28 @@ impl Log {
 }
 
 impl Form {
+    /// What a complete list shows of it.
     pub(super) fn of(list: &Value) -> Option<Self> {
         let first = list.pointer("/items/0");
         Some(Self {
             api_version: wire::text(list, "/apiVersion")?,
             kind: wire::text(list, "/kind")?,
+            metadata: list.get("metadata")?.clone(),
             typed_items: first.map(|item| item.get("kind").is_some()),
+        })
+    }
+
+    fn list(&self, objects: BTreeMap<&str, Value>, revision: i64) -> Value {
+        let typed = self.typed_items.unwrap_or_default();
+        let kind_of_items = self.kind.strip_suffix("List").unwrap_or(&self.kind);
+        let items: Vec<Value> = objects
+            .into_values()
+            .map(|object| shaped(object, typed.then_some((&self.api_version, kind_of_items))))
+            .collect();
+        let mut metadata = self.metadata.clone();
+        metadata["resourceVersion"] = json!(revision.to_string());
+        json!({
+            "kind": self.kind, "apiVersion": self.api_version, "metadata": metadata, "items": items,
         })
     }
 }
@@ -427,4 +434,50 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
     const SHOWN: usize = 300;
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
     text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(namespace: &str, revision: i64) -> Bytes {
+        let metadata = json!({
+            "namespace": namespace, "name": "n", "resourceVersion": revision.to_string(),
+        });
+        Bytes::from(format!("{}\n", json!({"type": "ADDED", "object": {"metadata": metadata}})))
+    }
+
+    #[test]
+    fn nothing_is_held_of_namespaces_that_are_not_kept() {
+        let (keep, mut state) = (Keep::default(), State::default());
+        state.begin_after(1);
+        for namespace in ["lw-a", "lw-b", "default"] {
+            state.take_in(line(namespace, 2), &keep).unwrap();
+        }
+        keep.lock().forgotten.insert("lw-a".to_owned());
+        keep.lock().prefixes.push("lw-".to_owned());
+        state.drop_unkept(&keep);
+        for namespace in ["lw-a", "lw-b", "default"] {
+            state.take_in(line(namespace, 3), &keep).unwrap();
+        }
+        let held: Vec<_> = state.namespaces.keys().collect();
+        assert_eq!(held, ["lw-b"]);
+    }
+
+    #[test]
+    fn watches_whose_clients_have_gone_are_dropped_at_the_next_line() {
+        let (keep, mut state) = (Keep::default(), State::default());
+        state.begin_after(1);
+        drop(state.watch("lw-a", 1, true, &keep));
+        drop(state.watch("lw-b", 1, false, &keep));
+        let open = state.watch("lw-b", 1, false, &keep).unwrap();
+        state.take_in(line("lw-a", 2), &keep).unwrap();
+        assert_eq!(state.watchers.keys().collect::<Vec<_>>(), ["lw-b"]);
+        assert_eq!(state.watchers["lw-b"].len(), 1, "at the next watch already");
+        drop(open);
+        let bookmark =
+            json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "3"}}});
+        state.take_in(Bytes::from(bookmark.to_string()), &keep).unwrap();
+        assert!(state.watchers.is_empty());
+    }
 }

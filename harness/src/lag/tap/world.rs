@@ -1,9 +1,8 @@
 //! The service of one world: what its clients see of the server, cut down to one namespace.
 
-use std::sync::Arc;
 use std::{
     pin::Pin,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -58,7 +57,7 @@ impl WorldService {
             parts.uri = wire::in_namespace(&parts.uri, &asked.target, &self.world.namespace);
             asked.target.namespace = Some(self.world.namespace.clone());
         }
-        if let Some(reply) = self.from_tap(&asked, &parts.headers).await {
+        if let Some(reply) = self.tap_answer(&asked, &parts.headers).await {
             return Ok(reply);
         }
         self.taps.0.upstream.clone().oneshot(Request::from_parts(parts, body)).await
@@ -83,7 +82,7 @@ impl WorldService {
         Ok(namespaced.unwrap_or(false))
     }
 
-    async fn from_tap(&self, asked: &Asked, headers: &HeaderMap) -> Option<Response<ReplyBody>> {
+    async fn tap_answer(&self, asked: &Asked, headers: &HeaderMap) -> Option<Response<ReplyBody>> {
         let target = &asked.target;
         if target.namespace.as_ref() != Some(&self.world.namespace)
             || target.name.is_some()
@@ -104,7 +103,7 @@ impl WorldService {
         {
             return None;
         }
-        let after = asked.parameter("resourceVersion")?.parse().ok().filter(|after| *after > 0)?;
+        let after = asked.parameter("resourceVersion")?.parse().ok()?;
         let bookmarks = match asked.parameter("allowWatchBookmarks") {
             None | Some("false" | "0") => false,
             Some("true" | "1") => true,
@@ -124,6 +123,7 @@ impl WorldService {
     async fn list(&self, tap: &Tap, asked: &Asked) -> Option<Response<ReplyBody>> {
         const KNOWN: [&str; 4] =
             ["limit", "resourceVersion", "resourceVersionMatch", "timeoutSeconds"];
+        // A write that begins after this check overlaps with this list, which may show the state before it.
         if !self.world.is_as_the_taps_show() || !asks_only(asked, &KNOWN) {
             return None;
         }
@@ -151,21 +151,18 @@ impl WorldService {
             known => known,
         };
         match known {
-            // While the form was asked for, a write may have passed.
-            Listing::Known(list) if self.world.is_as_the_taps_show() => {
-                Some(wire::json_reply(StatusCode::OK, &list))
-            }
-            _ => None,
+            Listing::Known(list) => Some(wire::json_reply(StatusCode::OK, &list)),
+            Listing::FormUnknown | Listing::NotOurs => None,
         }
     }
 
-    /// Asks the server for one object, to see how it writes lists of this resource; once for a tap that began without
-    /// a list.
+    /// Asks the server for the list, to see how it writes lists of this resource; once for a tap that has seen none
+    /// with objects.
     async fn learn_form(&self, tap: &Tap) -> Option<()> {
-        let query = format!("{}?limit=1", tap.resource.path_in(&self.world.namespace));
+        let path = tap.resource.path_in(&self.world.namespace);
         let list = async {
-            let reply = follow::ask(&self.taps.0.upstream, &query).await?;
-            follow::read_json(&query, reply).await
+            let reply = follow::ask(&self.taps.0.upstream, &path).await?;
+            follow::read_json(&path, reply).await
         };
         match list.await {
             Ok(list) => {

@@ -267,6 +267,54 @@ async fn a_scale_and_a_metadata_stream_are_fenced_too() {
 }
 
 #[tokio::test]
+async fn what_others_wrote_before_a_write_has_been_received_with_it() {
+    let fixture = Fixture::start().await;
+    let cache = fixture.lag.stream::<ConfigMap>();
+    cache.hold();
+    let maps = maps(&fixture.lag);
+    for round in 1..=50 {
+        fixture.server.stall();
+        fixture.put("theirs", round.to_string());
+        let patch = {
+            let (maps, patch) = (maps.clone(), merge(data(round.to_string())));
+            tokio::spawn(async move { maps.patch("ours", &PatchParams::default(), &patch).await })
+        };
+        let key = format!("PATCH /api/v1/namespaces/{NAMESPACE}/configmaps/ours");
+        until("the server has ours", || {
+            fixture.server.log().iter().filter(|line| line.starts_with(&key)).count() == round
+        })
+        .await;
+        fixture.server.flow();
+        within(patch).await.unwrap().unwrap();
+        assert_eq!(cache.behind().unwrap(), 2 * round);
+    }
+}
+
+#[tokio::test]
+async fn what_others_wrote_is_not_waited_for_by_a_write_that_the_stream_does_not_show() {
+    let fixture = Fixture::start().await;
+    let cache = fixture.lag.stream::<ConfigMap>();
+    cache.hold();
+    let own = maps(&fixture.lag);
+    let patch = merge(data("1"));
+    own.patch("ours", &PatchParams::default(), &patch).await.unwrap();
+    fixture.server.stall();
+    let theirs = fixture.put("theirs", "1");
+    // It changes nothing, and is about what they have not touched.
+    within(own.patch("ours", &PatchParams::default(), &patch)).await.unwrap();
+    let sets: Api<StatefulSet> = Api::namespaced(fixture.lag.client(), NAMESPACE);
+    within(sets.patch("s", &PatchParams::default(), &merge(json!({})))).await.unwrap();
+    assert_eq!(cache.behind().unwrap(), 1, "that is ours");
+    fixture.server.flow();
+    cache.received(&theirs).await.unwrap();
+    assert_eq!(cache.behind().unwrap(), 2);
+    // Through a client of this engine they are waited for.
+    let actor: Api<ConfigMap> = Api::namespaced(fixture.lag.actor_client(), NAMESPACE);
+    actor.patch("theirs", &PatchParams::default(), &merge(data("2"))).await.unwrap();
+    assert_eq!(cache.behind().unwrap(), 3);
+}
+
+#[tokio::test]
 async fn a_write_whose_reply_is_lost_is_fenced_all_the_same() {
     let fixture = Fixture::start().await;
     let cache = fixture.lag.stream::<ConfigMap>();

@@ -3,13 +3,16 @@
 //! A test that goes red after an update of kube says that a trap is gone, or has moved.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
+use futures::Stream;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::runtime::{
     Controller,
@@ -263,6 +266,59 @@ async fn an_expired_version_must_be_told_in_a_frame_since_a_refusal_is_retried_f
     cache.opened().await.unwrap();
     cache.relist().await.unwrap();
     assert_eq!(fixture.lag.requests().count(&lists), 2, "as it does after a frame");
+}
+
+#[tokio::test]
+async fn a_subscriber_to_a_shared_stream_is_never_woken_again_after_an_object_that_was_gone() {
+    let server = Server::new();
+    let lag = Lag::over_service(server.clone(), NAMESPACE);
+    let maps: Api<ConfigMap> = Api::namespaced(lag.client(), NAMESPACE);
+    let (store, writer) = reflector::store_shared(8);
+    let mut subscriber = pin!(writer.subscribe().unwrap());
+    let stream = watcher(maps, watcher::Config::default()).reflect_shared(writer);
+    tokio::spawn(stream.for_each(|_| std::future::ready(())));
+    within(store.wait_until_ready()).await.unwrap();
+    let cache = lag.stream::<ConfigMap>();
+    cache.opened().await.unwrap();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut next = || {
+        let object = subscriber.as_mut().poll_next(&mut Context::from_waker(&waker));
+        object.map(|object| object.unwrap().metadata.name.clone().unwrap())
+    };
+    let put = async |name: &str| {
+        let version = server.put("configmaps", NAMESPACE, name, data("1"));
+        cache.shown(&version).await.unwrap();
+    };
+    // As long as each object is there when its event is looked at, each event wakes.
+    assert_eq!(next(), Poll::Pending);
+    for (round, name) in ["a", "b"].into_iter().enumerate() {
+        put(name).await;
+        assert_eq!(woken.0.load(Ordering::SeqCst), round + 1);
+        assert_eq!(next(), Poll::Ready(name.to_owned()));
+        assert_eq!(next(), Poll::Pending);
+    }
+    // This one is created, and deleted before the subscriber gets to look.
+    put("c").await;
+    let deleted = server.delete("configmaps", NAMESPACE, "c");
+    cache.shown(&deleted).await.unwrap();
+    assert_eq!(woken.0.load(Ordering::SeqCst), 3);
+    assert_eq!(next(), Poll::Pending, "and nothing is to wake it");
+    put("d").await;
+    put("e").await;
+    assert_eq!(woken.0.load(Ordering::SeqCst), 3, "so nothing does");
+    // What it would have got is there, if it asked.
+    assert_eq!(next(), Poll::Ready("d".to_owned()));
+    assert_eq!(next(), Poll::Ready("e".to_owned()));
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 #[tokio::test]

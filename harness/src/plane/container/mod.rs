@@ -178,6 +178,7 @@ impl ContainerBackend {
             network: network_name(&self.id),
             labels: labels::of_plane(&self.id),
             arguments: server.arguments.clone(),
+            go: server.go,
             files: self.files.iter().filter(named).cloned().collect(),
             directory: FILES,
             memory: (binary == Binary::Etcd).then_some(ETCD_DATA),

@@ -22,7 +22,7 @@ use super::engine::{Engine, chain};
 use super::images::{Image, drain};
 use super::reaper::published;
 use crate::assets::Binary;
-use crate::plane::backend::{GO_SETTINGS, ServerFile};
+use crate::plane::backend::ServerFile;
 use crate::plane::error::StartErrorKind;
 
 /// The user of the official images may be another, who could not read a file of mode 0600.
@@ -43,6 +43,8 @@ pub(super) struct Spec {
     pub(super) network: String,
     pub(super) labels: HashMap<String, String>,
     pub(super) arguments: Vec<String>,
+    /// What its Go runtime is told.
+    pub(super) go: [(&'static str, &'static str); 2],
     /// Those that the arguments name, and no other: a server has no business with the rest.
     pub(super) files: Vec<ServerFile>,
     /// The directory of these files inside.
@@ -187,7 +189,7 @@ fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {
         .with_startup_timeout(START_LIMIT)
         .with_ready_conditions(Vec::new())
         .with_host_config_modifier(move |host| modify(host, port));
-    for (name, value) in GO_SETTINGS {
+    for (name, value) in spec.go {
         request = request.with_env_var(name, value);
     }
     if let Some(directory) = spec.memory {

@@ -47,7 +47,7 @@ fn builder() -> PlaneBuilder {
 }
 
 /// The id of a plane: that of the container which publishes its API server's port.
-async fn id_of(docker: &Docker, plane: &Plane) -> Result<String> {
+pub(crate) async fn id_of(docker: &Docker, plane: &Plane) -> Result<String> {
     let config = plane.config();
     let port = config.cluster_url.port_u16().context("the address has no port")?;
     let options =

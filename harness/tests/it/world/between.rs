@@ -19,6 +19,7 @@ struct State {
     armed: AtomicBool,
     left: AtomicUsize,
     watches_held: watch::Sender<bool>,
+    watches_broken: watch::Sender<bool>,
 }
 
 impl Between {
@@ -43,6 +44,11 @@ impl Between {
 
     pub(crate) fn has_cut(&self) -> bool {
         !self.state.armed.load(Ordering::SeqCst)
+    }
+
+    /// Breaks all watches that are open, and from now on, or no longer, refuses new ones.
+    pub(crate) fn break_watches(&self, broken: bool) {
+        self.state.watches_broken.send_replace(broken);
     }
 
     /// From now on, or no longer, keeps back what etcd sends to watches.
@@ -73,6 +79,13 @@ async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
         let request = &buffer[..read];
         if request.starts_with(b"POST /v3/watch") {
             is_watch.store(true, Ordering::SeqCst);
+            let (mut broken, answers) = (state.watches_broken.subscribe(), answers.abort_handle());
+            tokio::spawn(async move {
+                // With it goes the half of the connection that it writes to, and the client is told.
+                if broken.wait_for(|broken| *broken).await.is_ok() {
+                    answers.abort();
+                }
+            });
         }
         if request.starts_with(b"POST /v3/kv/txn") && state.armed.load(Ordering::SeqCst) {
             if state.left.load(Ordering::SeqCst) == 0 {

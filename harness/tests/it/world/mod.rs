@@ -35,13 +35,17 @@ macro_rules! on_each_server {
 }
 
 mod between;
+mod broken;
+mod compacted;
 mod complete;
 mod equal;
 mod gone;
 mod interrupted;
+mod live;
 mod measure;
 mod operations;
 mod refused;
 mod roles;
-mod stage;
+pub(crate) mod stage;
+mod watched;
 mod watches;

@@ -627,6 +627,8 @@ fn live(
         outcome: Outcome::Status(status),
         answered_by: AnsweredBy::Server,
         span: None,
+        pass: None,
+        ordinal: 0,
         started: Duration::ZERO,
         finished: None,
         body: None,

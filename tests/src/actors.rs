@@ -1,0 +1,168 @@
+//! Who else acts while a rollout is explored, each a step at a time: the controllers and the kubelet, played.
+//!
+//! The real StatefulSet controller settles the node and then stands still. What it would do next is decided
+//! here from the true state, as it decides: a revision for each template, a pod at the update revision
+//! where there is none, and a status that counts.
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use laggard::check::{Acting, Actor, Step, Truth};
+use serde_json::{Value, json};
+
+use crate::stage::NODE;
+
+/// The label by which a pod says which revision it was made from.
+const REVISION: &str = "controller-revision-hash";
+
+/// The StatefulSet controller under `OnDelete`: observes, replaces what is missing, counts.
+pub fn stateful_set_controller() -> Actor {
+    Actor::new("statefulset controller", next_of_stateful_set)
+}
+
+fn next_of_stateful_set(truth: &Truth, acting: &Acting) -> Option<Step> {
+    let set = truth.get::<StatefulSet>(NODE)?;
+    if set.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let pod = truth.get::<Pod>(&format!("{NODE}-0"));
+    let revision = revision(&set);
+    let status = set.status.clone().unwrap_or_default();
+    // It sees the set before it sees what became of its pods.
+    if status.observed_generation != set.metadata.generation
+        || status.update_revision.as_ref() != Some(&revision)
+    {
+        return Some(report(&set, pod.as_ref(), &revision, acting));
+    }
+    match &pod {
+        None => Some(make_pod(&set, &revision, acting)),
+        Some(pod) if !is_owned(pod, &set) => None,
+        Some(_) if counts(&set, pod.as_ref(), &revision) != counted(&set) => {
+            Some(report(&set, pod.as_ref(), &revision, acting))
+        }
+        Some(_) => None,
+    }
+}
+
+/// The first template has the revision that the real controller gave it; another one a name made from its image.
+fn revision(set: &StatefulSet) -> String {
+    let status = set.status.clone().unwrap_or_default();
+    let image = image(set);
+    match (image.as_str(), status.current_revision) {
+        ("v1", Some(current)) => current,
+        _ => format!("{}-{image}", set.name_any()),
+    }
+}
+
+fn image(set: &StatefulSet) -> String {
+    let spec = set.spec.template.spec.iter();
+    let mut containers = spec.flat_map(|spec| &spec.containers);
+    let seid = containers.find(|container| container.name == "seid");
+    seid.and_then(|container| container.image.clone()).unwrap_or_default()
+}
+
+fn is_owned(pod: &Pod, set: &StatefulSet) -> bool {
+    pod.owner_references().iter().any(|owner| Some(&owner.uid) == set.metadata.uid.as_ref())
+}
+
+/// Pods, and pods at the update revision.
+fn counts(set: &StatefulSet, pod: Option<&Pod>, revision: &str) -> (i32, i32) {
+    let own = pod.filter(|pod| is_owned(pod, set));
+    let updated = own.filter(|pod| pod.labels().get(REVISION).is_some_and(|at| at == revision));
+    (i32::from(own.is_some()), i32::from(updated.is_some()))
+}
+
+fn counted(set: &StatefulSet) -> (i32, i32) {
+    let status = set.status.clone().unwrap_or_default();
+    (status.replicas, status.updated_replicas.unwrap_or(0))
+}
+
+fn report(set: &StatefulSet, pod: Option<&Pod>, revision: &str, acting: &Acting) -> Step {
+    let (replicas, updated) = counts(set, pod, revision);
+    let status = json!({ "status": {
+        "observedGeneration": set.metadata.generation,
+        "updateRevision": revision,
+        "replicas": replicas,
+        "updatedReplicas": updated,
+    } });
+    let sets = acting.api::<StatefulSet>();
+    Box::pin(async move {
+        sets.patch_status(NODE, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    })
+}
+
+fn make_pod(set: &StatefulSet, revision: &str, acting: &Acting) -> Step {
+    let template = &set.spec.template;
+    let mut labels = template.metadata.clone().and_then(|meta| meta.labels).unwrap_or_default();
+    labels.insert(REVISION.to_owned(), revision.to_owned());
+    let owner = json!([{
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "name": NODE, "controller": true,
+        "blockOwnerDeletion": true, "uid": set.metadata.uid,
+    }]);
+    let pod = json!({
+        "metadata": { "name": format!("{NODE}-0"), "labels": labels, "ownerReferences": owner },
+        "spec": template.spec,
+    });
+    let pods = acting.api::<Pod>();
+    Box::pin(async move {
+        let pod: Pod = serde_json::from_value(pod)?;
+        pods.create(&PostParams::default(), &pod).await?;
+        Ok(())
+    })
+}
+
+/// The kubelet: says of a new pod that its container runs.
+pub fn kubelet() -> Actor {
+    Actor::new("kubelet", |truth, acting| {
+        let pod = truth.get::<Pod>(&format!("{NODE}-0"))?;
+        let told = pod.status.is_some_and(|status| status.container_statuses.is_some());
+        let waits = !told && pod.metadata.deletion_timestamp.is_none();
+        waits.then(|| start(acting, json!({ "running": {} })))
+    })
+    .writing::<Pod>()
+}
+
+fn start(acting: &Acting, state: Value) -> Step {
+    let status = json!({ "status": { "containerStatuses": [{
+        "name": "seid", "image": "rewritten-by-the-runtime", "imageID": "", "ready": false,
+        "restartCount": 0, "state": state,
+    }] } });
+    let pods = acting.api::<Pod>();
+    Box::pin(async move {
+        let name = format!("{NODE}-0");
+        pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(status)).await?;
+        Ok(())
+    })
+}
+
+/// The garbage collector: removes the pod of a set that is gone.
+pub fn garbage_collector() -> Actor {
+    Actor::new("garbage collector", |truth, acting| {
+        let pod = truth.get::<Pod>(&format!("{NODE}-0"))?;
+        let set = truth.get::<StatefulSet>(NODE);
+        if set.is_some_and(|set| is_owned(&pod, &set)) {
+            return None;
+        }
+        let pods = acting.api::<Pod>();
+        Some(Box::pin(async move {
+            pods.delete(&format!("{NODE}-0"), &DeleteParams::default()).await?;
+            Ok(())
+        }) as Step)
+    })
+    .writing::<Pod>()
+}
+
+/// Somebody who deletes the StatefulSet.
+pub fn deletion_from_outside() -> Actor {
+    Actor::disturbance("deletion from outside", |truth, acting| {
+        truth.get::<StatefulSet>(NODE)?;
+        let sets = acting.api::<StatefulSet>();
+        Some(Box::pin(async move {
+            sets.delete(NODE, &DeleteParams::background()).await?;
+            Ok(())
+        }))
+    })
+    .writing::<StatefulSet>()
+}
