@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Hold, Query, Release, RequestStep, Run, Seen, Site, Source,
-    StreamRecord, Verb,
+    Action, Author, CachedRead, Fault, Hold, Query, Release, Representation, RequestStep, Run,
+    Seen, Site, Source, StreamRecord, Verb,
 };
 
 /// One numbered line about one step.
@@ -152,11 +152,17 @@ impl Holds {
     }
 }
 
-/// `statefulsets`, as the targets of requests and reads are called; `statefulsets#2` of a second watch.
+/// `statefulsets`, as the targets of requests and reads are called; `statefulsets/metadata` of a watch that triggers, and
+/// `statefulsets#2` of a second one.
 fn name(stream: &StreamRecord) -> String {
+    let form = match stream.identity.representation {
+        Representation::Metadata => "/metadata",
+        _ => "",
+    };
+    let name = format!("{}{form}", stream.identity.resource);
     match stream.instance {
-        ..=1 => stream.identity.resource.clone(),
-        instance => format!("{}#{instance}", stream.identity.resource),
+        ..=1 => name,
+        instance => format!("{name}#{instance}"),
     }
 }
 
@@ -301,7 +307,9 @@ fn of_fault(run: &Run, fault: &Fault) -> Line {
         Fault::RequestLost(_) => "the next request never arrives".to_owned(),
         Fault::ReplyLost(_) => "the reply is lost, although it took effect".to_owned(),
         Fault::Expired(stream) => match run.streams.get(*stream) {
-            Some(stream) => format!("the watch of {stream} expires, and its client lists anew"),
+            Some(stream) => {
+                format!("the watch of {} expires, and its client lists anew", name(stream))
+            }
             None => "a watch expires, and its client lists anew".to_owned(),
         },
     };

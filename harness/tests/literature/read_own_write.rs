@@ -62,7 +62,9 @@ async fn the_stale_read_is_found_and_a_live_one_passes() -> Result<()> {
     let finding = crate::found(&plane, scenario(false)).await?;
     let token = "configmaps/wanted@r1:-1";
     crate::expect(&finding, "what is reported is so", Needs::Staleness, token)?;
-    crate::passes(&plane, scenario(true)).await?;
+    let report = crate::passes(&plane, scenario(true)).await?;
+    // All that the process reads from is wrapped.
+    ensure!(!report.verdict.is_at_boundaries(), "{report}");
     plane.stop().await?;
     Ok(())
 }
