@@ -210,8 +210,9 @@ impl Known {
         self.made
     }
 
-    fn may_start(&self, number: u32) -> bool {
-        self.waiting.get(&number).is_none_or(|waiting| waiting.may_start)
+    /// One that was forgotten never may: its process is gone, and only has not been dropped yet.
+    fn may_start(&self, came: u32) -> bool {
+        self.waiting.get(&came).is_some_and(|waiting| waiting.may_start)
     }
 
     /// Lets one begin that has come; the number of the pass.
