@@ -242,7 +242,7 @@ mod tests {
     fn part(number: u32) -> (String, Results) {
         let mut part = results();
         part.findings.clear();
-        part.runs = part.runs.into_iter().filter(|run| run.violated.is_none()).collect();
+        part.runs.retain(|run| run.violated.is_none());
         part.verdict.shard = Some(Shard::new(number, 3).unwrap());
         part.verdict.runs = u64::from(number);
         part.verdict.naive = 10 * u64::from(number);
