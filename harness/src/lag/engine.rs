@@ -65,16 +65,9 @@ pub(super) struct Registry {
     in_flight: BTreeSet<u64>,
     pub(super) passes: Known,
     /// How often each read or write was made in the pass under way.
-    made_in_pass: MadeInPass,
+    made_in_pass: (u32, HashMap<Like, u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
-}
-
-/// The requests of one pass, counted by verb, resource and name.
-#[derive(Debug, Default)]
-struct MadeInPass {
-    pass: u32,
-    counts: HashMap<(Verb, String, Option<String>), u32>,
 }
 
 #[derive(Debug)]
@@ -84,6 +77,9 @@ struct KnownList {
     /// The token that the next page would be asked with; `None` if the list is complete.
     continues: Option<String>,
 }
+
+/// Verb, target and name of a request.
+type Like = (Verb, String, Option<String>);
 
 /// Whose stream is meant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -424,11 +420,11 @@ impl Registry {
     pub(super) fn count_in_pass(&mut self, request: &mut Request) {
         request.pass = self.passes.only_one_running();
         let Some(pass) = request.pass.filter(|_| request.verb != Verb::Watch) else { return };
-        if self.made_in_pass.pass != pass {
-            self.made_in_pass = MadeInPass { pass, counts: HashMap::new() };
+        if self.made_in_pass.0 != pass {
+            self.made_in_pass = (pass, HashMap::new());
         }
         let like = (request.verb, request.target(), request.name.clone());
-        let count = self.made_in_pass.counts.entry(like).or_default();
+        let count = self.made_in_pass.1.entry(like).or_default();
         *count += 1;
         request.ordinal = *count;
     }
