@@ -152,7 +152,10 @@ async fn a_list_of_any_state_takes_the_position_back_with_it(#[case] config: wat
     let gone = bench.barrier.wrote(&map("b", "v", 40)).unwrap();
     assert!(!bench.waits(&write) && !bench.waits(&gone));
     bench.list([map("a", "u", 5)]);
-    bench.taken_in("a", 5).await;
+    let old = Some("5".to_owned());
+    while bench.barrier.store().get(&write.key).and_then(|map| version_of(&*map)) != old {
+        tokio::task::yield_now().await;
+    }
     assert!(bench.waits(&write) && bench.waits(&gone), "the store shows the past");
     bench.send([Event::Apply(map("a", "u", 50))]);
     assert_eq!(bench.barrier.until_shown(&write).await, Ok(Shown::Object));
@@ -175,7 +178,8 @@ async fn a_wait_ends_at_its_deadline_and_says_how_far_the_store_is() {
 #[tokio::test]
 async fn a_wait_fails_when_nothing_feeds_the_store_any_more(#[case] dropped: bool) {
     let bench = Bench::new(&consistent());
-    bench.list([]);
+    bench.list([map("c", "w", 9)]);
+    bench.taken_in("c", 9).await;
     let write = bench.barrier.wrote(&map("a", "u", 11)).unwrap();
     let barrier = bench.barrier.clone();
     let waiter = tokio::spawn(async move { barrier.until_shown(&write).await });
