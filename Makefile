@@ -24,7 +24,7 @@ soak: assets ## the long tests: 200 kills a backend, and the operator with one l
 bench: assets ## the figures, each against its limit (target/bench.jsonl)
 	scripts/bench
 
-assets: ## the servers of one Kubernetes version (K8S=1.37): found, or built once (5 minutes)
+assets: ## the servers of one Kubernetes version (K8S=1.37): found, downloaded, or built once (5 minutes)
 	$(CARGO) run --quiet --locked -p laggard-cli -- assets get $(K8S) >/dev/null
 
 lint: ## format, clippy, documentation, dependency rules

@@ -7,6 +7,7 @@
 mod choices;
 mod clock;
 mod pool;
+mod progress;
 mod random;
 mod regressions;
 mod replay;
@@ -22,10 +23,11 @@ pub use self::{
     choices::{Choices, Divergence, Unmatched, Why},
     clock::{Clock, Stopwatch},
     pool::{ExploreError, Failure},
+    progress::Progress,
     regressions::{Regressions, RegressionsError},
     replay::{OutOfDate, ReplayError, confirm, replay},
     sample::Sample,
-    search::{Explored, Search},
+    search::{Explored, Passed, Search},
     shrink::{Shrink, Shrunk},
     subject::{Ending, Outcome, Subject},
     token::{ParseTokenError, Token},

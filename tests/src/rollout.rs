@@ -30,14 +30,12 @@ pub const NEW_POD_DELETED: &str = "the new pod is deleted";
 pub const ENDS_WELL: &str = "the rollout ends as it should";
 
 /// The NodeUpdate from v1 to v2, from the moment at which its plan was written down.
-#[must_use]
 pub fn node_update(plane: &Arc<Plane>) -> Scenario {
     let scenario = Scenario::new("node update", |world: World| operator(world));
-    judged(set_up(scenario, plane)).after_settle(ENDS_WELL, |truth| rolled_out(truth))
+    judged(set_up(scenario, plane)).after_settle(ENDS_WELL, rolled_out)
 }
 
 /// The same, with somebody who deletes the StatefulSet at any moment.
-#[must_use]
 pub fn node_update_disturbed(plane: &Arc<Plane>) -> Scenario {
     let scenario = Scenario::new("node update, disturbed", |world: World| operator(world));
     judged(set_up(scenario, plane))
@@ -49,7 +47,6 @@ pub fn node_update_disturbed(plane: &Arc<Plane>) -> Scenario {
 }
 
 /// The original's pass in the same place, with its reads turned to the cache.
-#[must_use]
 pub fn original(plane: &Arc<Plane>) -> Scenario {
     let scenario = Scenario::new("the original", |world: World| async move {
         let context = context(&world).await?;

@@ -25,12 +25,36 @@ impl Progress {
             Event::Found { binary, path } => {
                 say(&format!("found   {binary} at {}", path.display()))
             }
-            Event::Waiting { version, holder } => {
+            Event::Waiting { version, holder, doing } => {
                 let holder = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
+                let doing = if doing.is_empty() { "has it" } else { doing };
                 self.begin(
-                    &format!("waiting for another process{holder} that gets Kubernetes {version}"),
+                    &format!(
+                        "waiting for another process{holder} with Kubernetes {version}: it {doing}"
+                    ),
                     None,
                 );
+            }
+            Event::Damaged { path, problem } => {
+                say(&format!("damaged {}: {problem}", path.display()));
+            }
+            Event::Downloading { what, url } => {
+                self.begin(&format!("downloading {what} from {url}"), None);
+            }
+            Event::Progress { what, received_bytes, total_bytes } => {
+                self.advance(what, *received_bytes, *total_bytes);
+            }
+            Event::Retrying { what, problem, after } => {
+                self.finish();
+                say(&format!("{what}: {problem}; another try in {:.1} s", after.as_secs_f64()));
+            }
+            Event::Downloaded { what, took } => {
+                self.finish();
+                say(&format!("downloaded {what} in {}", seconds(*took)));
+            }
+            Event::NotDownloaded { problem } => {
+                self.finish();
+                say(&format!("not downloaded: {problem}"));
             }
             Event::Building { binary, version, number, of, usual } => {
                 self.begin(
@@ -51,6 +75,16 @@ impl Progress {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(clock) = clock.take() {
             clock.finish_and_clear();
+        }
+    }
+
+    /// On a terminal alone: a log wants no line a quarter of a second.
+    fn advance(&self, what: &str, received_bytes: u64, total_bytes: Option<u64>) {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clock) = clock.as_ref() {
+            let total =
+                total_bytes.map_or_else(String::new, |total| format!(" of {}", megabytes(total)));
+            clock.set_message(format!("downloading {what}: {}{total}", megabytes(received_bytes)));
         }
     }
 
@@ -84,4 +118,8 @@ fn seconds(duration: Duration) -> String {
         0..90 => format!("{seconds} s"),
         _ => format!("{} min {:02} s", seconds / 60, seconds % 60),
     }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }

@@ -9,49 +9,45 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::event::OnEvent;
+use super::settings::Reach;
 use super::store::Store;
-use super::version::{Pinned, Requirement};
+use super::version::Pinned;
 use super::{AssetError, Binary, Event};
 use crate::lifeline::{Lifeline, Spawn};
 use crate::text::tail;
 
+/// With less than this left, a failed build has failed for lack of room.
+const FULL_BYTES: u64 = 64 << 20;
+
 /// How many of the last lines of a failed build its error shows.
 const SHOWN_LINES: usize = 15;
 
-/// Builds `missing` into the store and returns the directory that has them.
+/// Builds `missing` of one pinned version into the store.
 ///
 /// Whoever comes second waits for the first, and then finds everything there.
+///
+/// # Errors
+///
+/// [`AssetError::Build`], [`AssetError::Store`], and what `no_go` makes of the fact that there is
+/// no Go.
 pub(crate) async fn into_store(
     store: &Store,
-    requirement: &Requirement,
+    pinned: &Pinned,
     missing: &[Binary],
-    looked_at: &[String],
-    on_event: &(dyn Fn(Event) + Send + Sync),
-) -> Result<PathBuf, AssetError> {
-    let version = requirement.buildable_version()?;
-    let Some(pinned) = requirement.pinned() else {
-        return Err(AssetError::BadVersion { text: requirement.to_string() });
+    reach: Reach,
+    no_go: impl FnOnce(String) -> AssetError,
+    on_event: OnEvent<'_>,
+) -> Result<(), AssetError> {
+    let version = pinned.version;
+    let Some(go) = find_go() else {
+        return Err(no_go("there is no `go` in PATH or GOROOT".to_owned()));
     };
-    let not_found = |why_not_built| AssetError::NotFound {
-        binaries: missing.to_vec(),
-        version: version.to_string(),
-        looked_at: looked_at.to_vec(),
-        why_not_built,
-    };
-    let go = find_go().ok_or_else(|| not_found("there is no `go` in PATH or GOROOT".to_owned()))?;
 
-    let lock = store.lock(&version, on_event).await?;
-    let directory = store.directory(&version);
-    let still_missing: Vec<_> = missing
-        .iter()
-        .copied()
-        .filter(|binary| {
-            let there = directory.join(binary.name()).exists();
-            !(there && store.check(&version, *binary).is_ok())
-        })
-        .collect();
+    let lock = store.lock(&version, "builds it from its Go modules", on_event).await?;
+    let still_missing = store.missing(&version, missing);
     if still_missing.is_empty() {
-        return Ok(directory);
+        return Ok(());
     }
     store.sweep_staging(&lock);
     let staging = store.staging()?;
@@ -75,10 +71,10 @@ pub(crate) async fn into_store(
             usual: usual(binary),
         });
         let begun = Instant::now();
-        build_one(&go, binary, pinned, store, staging.path()).await?;
+        build_one(&go, binary, pinned, store, staging.path(), reach).await?;
         on_event(Event::Built { binary, took: begun.elapsed() });
     }
-    store.admit(&version, &finished, &still_missing, &lock)
+    store.admit(&version, &finished, &still_missing, "built from its Go modules", &lock)
 }
 
 async fn build_one(
@@ -87,6 +83,7 @@ async fn build_one(
     pinned: &Pinned,
     store: &Store,
     staging: &Path,
+    reach: Reach,
 ) -> Result<(), AssetError> {
     let version = pinned.version;
     // Without these the servers report v0.0.0-master.
@@ -117,7 +114,7 @@ async fn build_one(
     let go_build = Lifeline::spawn(Spawn {
         program: go,
         arguments: &arguments,
-        environment: environment(store, staging),
+        environment: environment(store, staging, reach),
         working_directory: &staging.join("module"),
         remove: Some(staging),
         output: log,
@@ -132,11 +129,23 @@ async fn build_one(
         Some(status) => format!("it ended with {status}"),
         None => "nobody saw it end".to_owned(),
     };
-    Err(AssetError::Build { binary, problem, command, output: tail(&log_path, SHOWN_LINES) })
+    let output = tail(&log_path, SHOWN_LINES);
+    let is_full = rustix::fs::statvfs(staging)
+        .is_ok_and(|free| free.f_bavail.saturating_mul(free.f_frsize) < FULL_BYTES);
+    // On a full disk not even the log could be written.
+    let remedy = if is_full || output.contains("no space left on device") {
+        "; the disk is full: make room (a build takes about 2 GB, Go's cache included), or move the \
+         store (XDG_DATA_HOME) and GOCACHE"
+    } else if reach < Reach::Network && output.contains("GOPROXY=off") {
+        "; its modules are not all on this machine, and offline mode forbids to download them"
+    } else {
+        ""
+    };
+    Err(AssetError::Build { binary, problem: format!("{problem}{remedy}"), command, output })
 }
 
 /// The caller's environment, since it says which proxy and caches to use, and what we insist on.
-fn environment(store: &Store, staging: &Path) -> Vec<(OsString, OsString)> {
+fn environment(store: &Store, staging: &Path, reach: Reach) -> Vec<(OsString, OsString)> {
     let has = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let mut environment: Vec<_> = std::env::vars_os().collect();
     let mut set = |name: &str, value: OsString| {
@@ -148,6 +157,12 @@ fn environment(store: &Store, staging: &Path) -> Vec<(OsString, OsString)> {
     set("GOWORK", "off".into());
     set("GOFLAGS", "".into()); // `-mod=vendor` and the like belong to the caller's own module
     set("GOTMPDIR", staging.join("tmp").into());
+    if reach < Reach::Network {
+        set("GOPROXY", "off".into());
+        set("GOTOOLCHAIN", "local".into());
+        set("GOVCS", "*:off".into());
+        set("GOTELEMETRY", "off".into());
+    }
     // Go refuses to start where it cannot name its caches.
     let cache = store.path().join("laggard");
     if !has("HOME") {

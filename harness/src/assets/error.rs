@@ -1,9 +1,10 @@
 //! What can go wrong while the servers are looked for or built.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Binary;
+use super::{Binary, Version};
 
 /// Why the binaries of a control plane could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -11,24 +12,16 @@ use super::Binary;
 pub enum AssetError {
     /// The text is no version.
     #[error(
-        "{text:?} is no Kubernetes version; write a minor such as \"1.37\" or an exact version such as \"1.37.2\""
+        "{text:?} is no Kubernetes version; write \"1.37\" (any patch), \"1.37.2\" (this one), \"~1.37.1\" (this patch or \
+         a later one), \"<1.37\", \"latest\" or \"latest-on-disk\"; a trailing ! asks the index for a newer one"
     )]
     BadVersion {
         /// As it was given.
         text: String,
     },
-    /// A version that is neither on this machine nor can be built.
-    #[error(
-        "Kubernetes {wanted} is not on this machine, and this version of laggard can build only {}; \
-         point KUBEBUILDER_ASSETS at a directory that has it, or ask for one of those",
-        known.join(", ")
-    )]
-    UnknownVersion {
-        /// What was asked for.
-        wanted: String,
-        /// What can be built.
-        known: Vec<String>,
-    },
+    /// A version that is neither on this machine nor can be downloaded or built.
+    #[error("{0}")]
+    UnknownVersion(Box<UnknownVersion>),
     /// A place that was named explicitly, and cannot be used.
     #[error("{source_name} cannot be used: {problem}; correct it or unset it")]
     BadSource {
@@ -37,17 +30,30 @@ pub enum AssetError {
         /// What is wrong with it.
         problem: String,
     },
-    /// There is no binary, and nothing to build one with.
-    #[error("{}", not_found(binaries, version, looked_at, why_not_built))]
-    NotFound {
-        /// What is missing.
-        binaries: Vec<Binary>,
-        /// The version that was looked for.
-        version: String,
-        /// Every place that was looked at, with what was found there.
-        looked_at: Vec<String>,
-        /// Why it was not built.
-        why_not_built: String,
+    /// There is no binary, and none can be had.
+    #[error("{0}")]
+    NotFound(Box<NotFound>),
+    /// A download did not come, however often it was tried.
+    #[error(
+        "failed to download {what}: {problem}; \
+         LAGGARD_ASSETS_MIRROR names another place, LAGGARD_OFFLINE=1 does without"
+    )]
+    Download {
+        /// What was being downloaded.
+        what: String,
+        /// From where, and what happened last.
+        problem: String,
+    },
+    /// What was downloaded is not what it should be. Nothing of it was kept.
+    #[error(
+        "refused {what}: {problem}; nothing of it was kept, try again, or name another place in \
+         LAGGARD_ASSETS_MIRROR"
+    )]
+    WrongContent {
+        /// What was downloaded.
+        what: String,
+        /// From where, and what is wrong with it.
+        problem: String,
     },
     /// A build ended badly.
     #[error(
@@ -102,14 +108,81 @@ impl AssetError {
     }
 }
 
-fn not_found(binaries: &[Binary], version: &str, looked_at: &[String], why: &str) -> String {
-    let names: Vec<_> = binaries.iter().map(|binary| binary.name()).collect();
-    format!(
-        "no {} of Kubernetes {version} on this machine\n  looked at:\n    {}\n  not built: {why}\n  \
-         three ways out:\n    1. install Go 1.26 or newer, and `laggard assets get` builds it (about 5 minutes)\n    \
-         2. `setup-envtest use {version}` fetches it into the same store (kube-controller-manager excepted)\n    \
-         3. point KUBEBUILDER_ASSETS, or TEST_ASSET_… for one binary, at what you have",
-        names.join(", "),
-        looked_at.join("\n    "),
-    )
+/// A version that cannot be had, and those that can.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnknownVersion {
+    /// What was asked for.
+    pub wanted: String,
+    /// What can be built.
+    pub buildable: Vec<Version>,
+    /// What is in the store.
+    pub installed: Vec<Version>,
+    /// What the index has for this kind of machine; empty where it was not asked.
+    pub offered: Vec<Version>,
+    /// Why it was not downloaded.
+    pub why_not_downloaded: String,
+}
+
+impl fmt::Display for UnknownVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, buildable, installed, offered, why_not_downloaded } = self;
+        writeln!(
+            f,
+            "Kubernetes {wanted} is not on this machine, and can be neither downloaded nor built"
+        )?;
+        writeln!(f, "  in the store: {}", list(installed))?;
+        writeln!(f, "  can be built: {}", list(buildable))?;
+        if !offered.is_empty() {
+            writeln!(f, "  can be downloaded: {}", list(offered))?;
+        }
+        writeln!(f, "  not downloaded: {why_not_downloaded}")?;
+        write!(
+            f,
+            "  ask for one of these, or point KUBEBUILDER_ASSETS at a directory that has {wanted}"
+        )
+    }
+}
+
+/// Binaries that are not there, every place that was looked at, and why none was obtained.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct NotFound {
+    /// What is missing.
+    pub binaries: Vec<Binary>,
+    /// The version that was looked for.
+    pub version: String,
+    /// Every place that was looked at, with what was found there.
+    pub looked_at: Vec<String>,
+    /// Why it was not downloaded.
+    pub why_not_downloaded: String,
+    /// Why it was not built.
+    pub why_not_built: String,
+}
+
+impl fmt::Display for NotFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { binaries, version, looked_at, why_not_downloaded, why_not_built } = self;
+        let names = list(binaries);
+        writeln!(f, "no {names} of Kubernetes {version} on this machine\n  looked at:")?;
+        for place in looked_at {
+            writeln!(f, "    {place}")?;
+        }
+        writeln!(f, "  not downloaded: {why_not_downloaded}")?;
+        writeln!(f, "  not built: {why_not_built}")?;
+        write!(
+            f,
+            "  three ways out:\n    \
+             1. with a network, or Go 1.26 and its module cache: `laggard assets get {version}`\n    \
+             2. `setup-envtest use {version}` fetches it into the same store (kube-controller-manager excepted)\n    \
+             3. point KUBEBUILDER_ASSETS, or TEST_ASSET_… for one binary, at what you have"
+        )
+    }
+}
+
+fn list(items: &[impl fmt::Display]) -> String {
+    match items {
+        [] => "none".to_owned(),
+        items => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use super::event::OnEvent;
 use super::store::{Known, Store};
-use super::version::Requirement;
-use super::{AssetError, Assets, Binary, Event, Version};
+use super::{AssetError, Assets, Binary, Event, Selector, Version};
 
 /// The directory that kubebuilder's documentation installs to.
 const CONVENTIONAL: &str = "/usr/local/kubebuilder/bin";
@@ -17,11 +17,11 @@ const CONVENTIONAL: &str = "/usr/local/kubebuilder/bin";
 /// A binary answers `--version` within this, or it is none of ours.
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-type Variables<'a> = Box<dyn Fn(&str) -> Option<OsString> + Send + Sync + 'a>;
+type Variables<'a> = &'a (dyn Fn(&str) -> Option<OsString> + Send + Sync);
 
 /// One search through all places, which remembers where it looked.
 pub(crate) struct Search<'a> {
-    requirement: &'a Requirement,
+    selector: &'a Selector,
     directory: Option<&'a Path>,
     store: Option<&'a Store>,
     variables: Variables<'a>,
@@ -30,12 +30,12 @@ pub(crate) struct Search<'a> {
 
 impl<'a> Search<'a> {
     pub(crate) fn new(
-        requirement: &'a Requirement,
+        selector: &'a Selector,
         directory: Option<&'a Path>,
         store: Option<&'a Store>,
+        variables: Variables<'a>,
     ) -> Self {
-        let variables: Variables<'a> = Box::new(|name| std::env::var_os(name));
-        Self { requirement, directory, store, variables, looked_at: Vec::new() }
+        Self { selector, directory, store, variables, looked_at: Vec::new() }
     }
 
     /// Every place that was looked at, with what was found there.
@@ -47,12 +47,13 @@ impl<'a> Search<'a> {
     pub(crate) async fn find(
         &mut self,
         wanted: &[Binary],
-        on_event: &(dyn Fn(Event) + Send + Sync),
+        places: Places,
+        on_event: OnEvent<'_>,
     ) -> Result<(Assets, Vec<Binary>), AssetError> {
         let mut assets = Assets::default();
         let mut missing = Vec::new();
         for &binary in wanted {
-            match self.find_one(binary).await? {
+            match self.find_one(binary, places, on_event).await? {
                 Some((path, version)) => {
                     on_event(Event::Found { binary, path: path.clone() });
                     assets.add(binary, path);
@@ -69,6 +70,8 @@ impl<'a> Search<'a> {
     async fn find_one(
         &mut self,
         binary: Binary,
+        places: Places,
+        on_event: OnEvent<'_>,
     ) -> Result<Option<(PathBuf, Option<Version>)>, AssetError> {
         let variable = binary.variable();
         if let Some(value) = (self.variables)(&variable) {
@@ -105,7 +108,10 @@ impl<'a> Search<'a> {
             return Ok(Some((path, version)));
         }
 
-        if let Some(found) = self.in_store(binary).await {
+        if places == Places::Named {
+            return Ok(None);
+        }
+        if let Some(found) = self.in_store(binary, on_event).await {
             return Ok(Some(found));
         }
 
@@ -135,7 +141,11 @@ impl<'a> Search<'a> {
         self.version_of(binary, path).await.map_err(|problem| bad_source(name, problem))
     }
 
-    async fn in_store(&mut self, binary: Binary) -> Option<(PathBuf, Option<Version>)> {
+    async fn in_store(
+        &mut self,
+        binary: Binary,
+        on_event: OnEvent<'_>,
+    ) -> Option<(PathBuf, Option<Version>)> {
         let Some(store) = self.store else {
             self.note("the store: neither XDG_DATA_HOME nor HOME says where it is".to_owned());
             return None;
@@ -143,15 +153,22 @@ impl<'a> Search<'a> {
         let versions: Vec<_> = store
             .versions()
             .into_iter()
-            .filter(|version| self.requirement.allows_in_store(version))
+            .filter(|version| self.selector.allows_unnamed(version))
             .collect();
         if versions.is_empty() {
-            self.note(format!("{}: no version {}", store.path().display(), self.requirement));
+            self.note(format!("{}: no version {}", store.path().display(), self.selector));
         }
         for version in versions {
-            let path = store.directory(&version).join(binary.name());
+            let path = store.file(&version, binary);
             let checked = match usable(&path) {
-                Ok(()) => store.check(&version, binary),
+                Ok(()) => {
+                    let store = store.clone();
+                    let look = move || store.check(&version, binary);
+                    match tokio::task::spawn_blocking(look).await {
+                        Ok(checked) => checked,
+                        Err(error) => Err(error.to_string()),
+                    }
+                }
                 Err(problem) => Err(problem),
             };
             let problem = match checked {
@@ -167,6 +184,9 @@ impl<'a> Search<'a> {
                 },
                 Err(problem) => problem,
             };
+            if path.exists() {
+                on_event(Event::Damaged { path: path.clone(), problem: problem.clone() });
+            }
             self.note(format!("{}: {problem}", path.display()));
         }
         None
@@ -174,14 +194,14 @@ impl<'a> Search<'a> {
 
     /// The version of a binary from outside the store, if somebody asked for a certain one.
     async fn version_of(&self, binary: Binary, path: &Path) -> Result<Option<Version>, String> {
-        if *self.requirement == Requirement::Newest {
+        if self.selector.is_unsaid() {
             return Ok(None);
         }
         match reported_version(binary, path).await? {
-            Some(version) if !self.requirement.allows(&version) => Err(format!(
+            Some(version) if !self.selector.allows(&version) => Err(format!(
                 "{} is version {version}, but {} was asked for",
                 path.display(),
-                self.requirement
+                self.selector
             )),
             version => Ok(version),
         }
@@ -192,6 +212,14 @@ impl<'a> Search<'a> {
             self.looked_at.push(place);
         }
     }
+}
+
+/// Which places are searched.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Places {
+    /// Those that somebody named.
+    Named,
+    All,
 }
 
 fn bad_source(name: &str, problem: String) -> AssetError {
@@ -217,7 +245,10 @@ fn usable(path: &Path) -> Result<(), String> {
 }
 
 /// The Kubernetes version that a binary says it has; `None` for etcd, which has none.
-async fn reported_version(binary: Binary, path: &Path) -> Result<Option<Version>, String> {
+pub(super) async fn reported_version(
+    binary: Binary,
+    path: &Path,
+) -> Result<Option<Version>, String> {
     let (command, text) = answer(binary, path).await?;
     if binary == Binary::Etcd {
         return match text.starts_with("etcd Version") {
@@ -298,14 +329,14 @@ mod tests {
         variables: &[(&'static str, &Path)],
         binary: Binary,
     ) -> (Result<Option<PathBuf>, String>, Vec<String>) {
-        let requirement = Requirement::parse(version).unwrap();
-        let mut search = Search::new(&requirement, None, store);
+        let selector = Selector::parse(version).unwrap();
         let variables: Vec<_> =
             variables.iter().map(|(name, path)| (*name, path.as_os_str().to_owned())).collect();
-        search.variables = Box::new(move |name| {
+        let variable = move |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
-        });
-        let found = search.find(&[binary], &|_| {}).await;
+        };
+        let mut search = Search::new(&selector, None, store, &variable);
+        let found = search.find(&[binary], Places::All, &|_| {}).await;
         let found = found.map_err(|error| error.to_string());
         let path = found.map(|(assets, _)| assets.path(binary).ok().map(Path::to_owned));
         (path, search.looked_at)

@@ -3,26 +3,53 @@
 //! Each binary is looked for in this order: the variable of its own (`TEST_ASSET_ETCD`,
 //! `TEST_ASSET_KUBE_APISERVER`, `TEST_ASSET_KUBE_CONTROLLER_MANAGER`, `TEST_ASSET_KUBECTL`), the
 //! directory in `KUBEBUILDER_ASSETS`, the directory the caller names, the store that is shared
-//! with setup-envtest, and `/usr/local/kubebuilder/bin`. What is found nowhere is built from its
-//! Go modules, pinned in files that ship inside this crate, and kept in the store.
+//! with setup-envtest, and `/usr/local/kubebuilder/bin`. What is found nowhere is downloaded, as
+//! setup-envtest does it (kube-controller-manager from Kubernetes' own release), and what cannot be
+//! downloaded is built from its Go modules, pinned in files that ship inside this crate. Both end up
+//! in the store.
 //!
 //! A variable that is set and does not name a usable binary is an error, never a reason to look
 //! further: the person who set it meant it.
+//!
+//! | setting | variable | meaning |
+//! |---|---|---|
+//! | [`Wanted::kubernetes`] | `LAGGARD_KUBERNETES` (planes and the command) | which version: see [`Selector`] |
+//! | [`Wanted::offline`] | `LAGGARD_OFFLINE` | open no socket: what is there, or can be built from Go's module cache |
+//! | [`Wanted::installed_only`] | `LAGGARD_INSTALLED_ONLY`, `ENVTEST_INSTALLED_ONLY` | neither download nor build |
+//! | [`Wanted::mirror`] | `LAGGARD_ASSETS_MIRROR` | a folder that has all that is downloaded |
+//! | [`Wanted::index`] | `LAGGARD_ASSETS_INDEX` | another index of releases |
+//! | | `LAGGARD_ASSETS_TOKEN` | sent to that mirror or index, and nowhere else |
+//! | | `XDG_DATA_HOME` | moves the store |
+//!
+//! The builder wins over `LAGGARD_…`, and that over setup-envtest's variables. Proxies are those of
+//! `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 
+mod archive;
 mod build;
+mod checksum;
+mod download;
 mod error;
+mod event;
+mod fetch;
+mod index;
 mod locate;
+mod obtain;
+mod selector;
+mod settings;
 mod store;
+#[cfg(test)]
+mod testing;
 mod version;
+mod wanted;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-pub use error::AssetError;
+pub use error::{AssetError, NotFound, UnknownVersion};
+pub use event::Event;
+pub use selector::Selector;
+pub use store::{Checked, Prune, Removed, Store, Verdict};
 pub use version::Version;
-
-use locate::Search;
-use store::Store;
+pub use wanted::{Known, Listing, Wanted};
 
 /// One of the binaries of a control plane.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -68,178 +95,6 @@ impl Binary {
 impl std::fmt::Display for Binary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// What is going on while assets are obtained; the library prints nothing itself.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// A binary was found.
-    Found {
-        /// Which.
-        binary: Binary,
-        /// Where.
-        path: PathBuf,
-    },
-    /// Another process obtains the same binaries; this one waits for it.
-    Waiting {
-        /// The version that both want.
-        version: Version,
-        /// The process that has the lock, as far as it said so.
-        holder: Option<u32>,
-    },
-    /// A build has begun.
-    Building {
-        /// What is being built.
-        binary: Binary,
-        /// Its version; etcd's own for etcd.
-        version: String,
-        /// Which of the builds this is, from 1.
-        number: usize,
-        /// How many builds there are.
-        of: usize,
-        /// How long it takes on two cores with nothing cached, as measured by this project.
-        usual: Duration,
-    },
-    /// A build has ended well.
-    Built {
-        /// What was built.
-        binary: Binary,
-        /// How long it took.
-        took: Duration,
-    },
-}
-
-/// Which binaries are wanted.
-///
-/// # Example
-///
-/// ```no_run
-/// # async fn example() -> Result<(), laggard::assets::AssetError> {
-/// use laggard::assets::{Binary, Wanted};
-///
-/// let assets = Wanted::kubernetes("1.37")
-///     .binaries([Binary::Etcd, Binary::KubeApiserver])
-///     .get(|event| eprintln!("{event:?}"))
-///     .await?;
-/// println!("{}", assets.path(Binary::KubeApiserver)?.display());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-#[must_use = "nothing is looked for until `get` is called"]
-pub struct Wanted {
-    kubernetes: Option<String>,
-    binaries: Vec<Binary>,
-    directory: Option<PathBuf>,
-    limit: Duration,
-}
-
-impl Default for Wanted {
-    fn default() -> Self {
-        Self {
-            kubernetes: None,
-            binaries: Binary::ALL.to_vec(),
-            directory: None,
-            limit: Duration::from_secs(30 * 60),
-        }
-    }
-}
-
-impl Wanted {
-    /// The newest Kubernetes that this crate knows; a binary that the environment names is then
-    /// taken whatever its version.
-    pub fn newest() -> Self {
-        Self::default()
-    }
-
-    /// A version: `1.37` (any patch of it) or `1.37.2` (exactly).
-    pub fn kubernetes(version: impl Into<String>) -> Self {
-        Self { kubernetes: Some(version.into()), ..Self::default() }
-    }
-
-    /// Only these binaries; default all.
-    pub fn binaries(mut self, binaries: impl IntoIterator<Item = Binary>) -> Self {
-        self.binaries = binaries.into_iter().collect();
-        self.binaries.sort_unstable();
-        self.binaries.dedup();
-        self
-    }
-
-    /// A directory to look in before the store.
-    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.directory = Some(directory.into());
-        self
-    }
-
-    /// How long obtaining may take, the wait for another process's build included; default 30
-    /// minutes, wall clock.
-    pub fn limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
-        self
-    }
-
-    /// Finds the binaries, or builds those that are nowhere.
-    ///
-    /// `on_event` is called as things happen, from the task that polls this future. Dropping the
-    /// future ends a build that it had begun, compilers included, and leaves the store as it was.
-    ///
-    /// # Errors
-    ///
-    /// [`AssetError::BadVersion`] and [`AssetError::UnknownVersion`] for a version that is none or
-    /// that nothing here can build and nothing on this machine provides;
-    /// [`AssetError::BadSource`] for a variable or directory that was named and cannot be used;
-    /// [`AssetError::NotFound`] where there is neither a binary nor Go; [`AssetError::Build`],
-    /// [`AssetError::Store`] and [`AssetError::TimedOut`] as they say.
-    pub async fn get(&self, on_event: impl Fn(Event) + Send + Sync) -> Result<Assets, AssetError> {
-        let on_event = |event: Event| {
-            tracing::info!(target: "laggard::assets", ?event);
-            on_event(event);
-        };
-        match tokio::time::timeout(self.limit, self.obtain(&on_event)).await {
-            Ok(result) => result,
-            Err(_) => Err(AssetError::TimedOut { limit: self.limit }),
-        }
-    }
-
-    /// The binaries that are wanted.
-    #[cfg(feature = "container")]
-    pub(crate) fn names(&self) -> &[Binary] {
-        &self.binaries
-    }
-
-    /// The tags of the official images that would do.
-    #[cfg(feature = "container")]
-    pub(crate) fn official_tags(&self) -> Result<OfficialTags, AssetError> {
-        let requirement = version::Requirement::parse(self.kubernetes.as_deref())?;
-        let kubernetes = match requirement {
-            version::Requirement::Exact(version) => Some(version),
-            other => other.pinned().map(|pinned| pinned.version),
-        };
-        // Any API server works with any etcd that is not older than its own.
-        let etcd = requirement.pinned().or(version::PINNED.last()).map(|pinned| pinned.etcd_image);
-        Ok(OfficialTags { kubernetes: kubernetes.map(|version| format!("v{version}")), etcd })
-    }
-
-    async fn obtain(&self, on_event: &(dyn Fn(Event) + Send + Sync)) -> Result<Assets, AssetError> {
-        let requirement = version::Requirement::parse(self.kubernetes.as_deref())?;
-        let store = Store::of_this_user()?;
-        let mut search = Search::new(&requirement, self.directory.as_deref(), store.as_ref());
-        let (mut assets, missing) = search.find(&self.binaries, on_event).await?;
-        if missing.is_empty() {
-            return Ok(assets);
-        }
-        let Some(store) = &store else {
-            return Err(AssetError::no_home());
-        };
-        let directory =
-            build::into_store(store, &requirement, &missing, search.looked_at(), on_event).await?;
-        for binary in missing {
-            assets.add(binary, directory.join(binary.name()));
-        }
-        assets.note_version(requirement.buildable_version()?);
-        Ok(assets)
     }
 }
 
@@ -298,4 +153,19 @@ impl Assets {
     fn note_version(&mut self, version: Version) {
         self.version.get_or_insert(version);
     }
+}
+
+/// The operating system and the processor of this machine, in Go's words.
+fn platform() -> (&'static str, &'static str) {
+    let os = match std::env::consts::OS {
+        "macos" => "darwin",
+        other => other,
+    };
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    };
+    (os, architecture)
 }

@@ -2,34 +2,28 @@
 //! other's files.
 //!
 //! `k8s/<version>-<os>-<arch>/` holds the files; it appears whole, by a rename. What is only ours,
-//! the lock, the staging directories and the digests, lives beside it under `laggard/`.
+//! the locks, the staging directories and the digests, lives beside it under `laggard/`, and so does
+//! a kube-controller-manager that has no etcd and kube-apiserver beside it: setup-envtest takes
+//! every directory that exists for a complete one.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use super::event::OnEvent;
+use super::{AssetError, Binary, Event, Version, platform};
 
-use super::{AssetError, Binary, Event, Version};
+mod record;
+mod upkeep;
 
-/// The store of the current user.
+pub use upkeep::{Checked, Prune, Removed, Verdict};
+
+pub(crate) use record::Known;
+
+/// The store of binaries of the current user, shared with setup-envtest.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
+pub struct Store {
     root: PathBuf,
-}
-
-/// What is known of the files of one version: checked before they are used.
-#[derive(Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Record {
-    files: BTreeMap<String, FileRecord>,
-}
-
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-struct FileRecord {
-    sha256: String,
-    size_bytes: u64,
 }
 
 /// The right to write one version of the store; released when dropped.
@@ -39,8 +33,13 @@ pub(crate) struct StoreLock {
 }
 
 impl Store {
-    /// `None` where neither `XDG_DATA_HOME` nor a home directory is known.
-    pub(crate) fn of_this_user() -> Result<Option<Self>, AssetError> {
+    /// The one in `XDG_DATA_HOME`, or in the home directory; it need not exist. `None` where neither
+    /// is known.
+    ///
+    /// # Errors
+    ///
+    /// [`AssetError::BadSource`] where `XDG_DATA_HOME` is no absolute path.
+    pub fn of_this_user() -> Result<Option<Self>, AssetError> {
         let data = match std::env::var_os("XDG_DATA_HOME").filter(|value| !value.is_empty()) {
             Some(value) => PathBuf::from(value),
             None => match std::env::home_dir().filter(|home| !home.as_os_str().is_empty()) {
@@ -72,56 +71,57 @@ impl Store {
         self.root.join("k8s").join(directory_name(version))
     }
 
-    /// The versions that have a directory, newest first.
+    /// Where a binary of one version is, or would be.
+    pub(crate) fn file(&self, version: &Version, binary: Binary) -> PathBuf {
+        let path = self.directory(version).join(binary.name());
+        let apart = self.apart(version).join(binary.name());
+        if !path.exists() && apart.exists() { apart } else { path }
+    }
+
+    /// Those of `wanted` that are not there, or not as they were put there. Blocks while files are
+    /// read, if they have to be.
+    pub(crate) fn missing(&self, version: &Version, wanted: &[Binary]) -> Vec<Binary> {
+        let is_there = |binary: &Binary| {
+            self.file(version, *binary).exists() && self.check(version, *binary).is_ok()
+        };
+        wanted.iter().copied().filter(|binary| !is_there(binary)).collect()
+    }
+
+    /// The directory of what must not stand alone where setup-envtest looks.
+    fn apart(&self, version: &Version) -> PathBuf {
+        self.root.join("laggard/apart").join(directory_name(version))
+    }
+
+    /// The versions of which there is something, newest first.
     pub(crate) fn versions(&self) -> Vec<Version> {
-        let suffix = platform();
-        let mut versions: Vec<Version> = fs::read_dir(self.root.join("k8s"))
+        let suffix = format!("-{}", platform_name());
+        let mut versions: Vec<Version> = ["k8s", "laggard/apart"]
             .into_iter()
-            .flatten()
+            .flat_map(|folder| fs::read_dir(self.root.join(folder)).into_iter().flatten())
             .filter_map(|entry| {
                 let name = entry.ok()?.file_name().into_string().ok()?;
-                name.strip_suffix(&suffix)?.strip_suffix('-')?.parse().ok()
+                name.strip_suffix(&suffix)?.parse().ok()
             })
             .collect();
         versions.sort_unstable_by(|a, b| b.cmp(a));
+        versions.dedup();
         versions
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// Whether a file of the store is what was put there, as far as a look tells.
-    ///
-    /// Without a record (setup-envtest put it there) nothing is known, and the caller asks the
-    /// binary itself.
-    pub(crate) fn check(&self, version: &Version, binary: Binary) -> Result<Known, String> {
-        let path = self.directory(version).join(binary.name());
-        let Some(record) = self.record(version) else { return Ok(Known::Nothing) };
-        let Some(expected) = record.files.get(binary.name()) else { return Ok(Known::Nothing) };
-        let size_bytes = fs::metadata(&path).map_err(|error| error.to_string())?.len();
-        if size_bytes == expected.size_bytes {
-            Ok(Known::AsRecorded)
-        } else {
-            Err(format!("{size_bytes} bytes instead of the {} recorded", expected.size_bytes))
-        }
-    }
-
-    fn record(&self, version: &Version) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.record_path(version)).ok()?).ok()
-    }
-
-    fn record_path(&self, version: &Version) -> PathBuf {
-        self.root.join("laggard").join(format!("{}.json", directory_name(version)))
-    }
-
-    /// Waits for the right to write `version`.
+    /// Waits for the right to write `version`. `purpose` is what others are told who wait for us.
     ///
     /// The wait is for the kernel's lock, which ends with its holder: there is no stale lock.
     pub(crate) async fn lock(
         &self,
         version: &Version,
-        on_event: &(dyn Fn(Event) + Send + Sync),
+        purpose: &str,
+        on_event: OnEvent<'_>,
     ) -> Result<StoreLock, AssetError> {
         let own = self.root.join("laggard");
         let failed = |source| self.failed("take the lock", source);
@@ -140,7 +140,12 @@ impl Store {
             Err(fs::TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
-                on_event(Event::Waiting { version: *version, holder: holder.trim().parse().ok() });
+                let (pid, doing) = holder.trim().split_once(' ').unwrap_or((holder.trim(), ""));
+                on_event(Event::Waiting {
+                    version: *version,
+                    holder: pid.parse().ok(),
+                    doing: doing.to_owned(),
+                });
                 // A thread rather than the runtime's pool: a runtime does not end before what runs
                 // in its pool has, and this may wait for half an hour after its caller gave up.
                 let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -161,7 +166,7 @@ impl Store {
             let mut file = &file;
             file.set_len(0)?;
             file.rewind()?;
-            writeln!(file, "{}", std::process::id())
+            writeln!(file, "{} {purpose}", std::process::id())
         };
         note().map_err(failed)?;
         Ok(StoreLock { _file: file })
@@ -171,23 +176,29 @@ impl Store {
     pub(crate) fn staging(&self) -> Result<tempfile::TempDir, AssetError> {
         let parent = self.root.join("laggard/staging");
         fs::create_dir_all(&parent)
-            .and_then(|()| tempfile::Builder::new().prefix("build-").tempdir_in(parent))
+            .and_then(|()| tempfile::Builder::new().prefix("new-").tempdir_in(parent))
             .map_err(|source| self.failed("make a staging directory", source))
     }
 
     /// Removes the staging directories of processes that did not get to it. Call it with the lock.
     pub(crate) fn sweep_staging(&self, _lock: &StoreLock) {
-        // One lock a version, so a build of another minor may be under way: leave what is young.
-        let young = std::time::Duration::from_secs(2 * 60 * 60);
-        for entry in fs::read_dir(self.root.join("laggard/staging")).into_iter().flatten().flatten()
-        {
-            let age = entry.metadata().and_then(|data| data.modified()).map(|time| time.elapsed());
-            if let Ok(Ok(age)) = age
-                && age > young
-            {
-                let _ = fs::remove_dir_all(entry.path());
+        for directory in self.abandoned() {
+            if let Err(error) = fs::remove_dir_all(&directory) {
+                tracing::warn!(?directory, %error, "failed to remove an abandoned directory");
             }
         }
+    }
+
+    /// Staging directories that nobody works in.
+    fn abandoned(&self) -> Vec<PathBuf> {
+        // One lock a version, so a build of another minor may be under way: leave what is young.
+        let young = std::time::Duration::from_secs(2 * 60 * 60);
+        let entries = fs::read_dir(self.root.join("laggard/staging")).into_iter().flatten();
+        let is_old = |entry: &fs::DirEntry| {
+            let modified = entry.metadata().and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > young))
+        };
+        entries.flatten().filter(is_old).map(|entry| entry.path()).collect()
     }
 
     /// Puts finished files into the store: the directory appears whole, or the files are added to
@@ -197,8 +208,9 @@ impl Store {
         version: &Version,
         finished: &Path,
         binaries: &[Binary],
+        origin: &str,
         _lock: &StoreLock,
-    ) -> Result<PathBuf, AssetError> {
+    ) -> Result<(), AssetError> {
         let failed = |source| self.failed("put the new binaries", source);
         let mut record = self.record(version).unwrap_or_default();
         for binary in binaries {
@@ -206,19 +218,19 @@ impl Store {
             let file = File::open(&path).map_err(failed)?;
             make_executable(&file).map_err(failed)?;
             file.sync_all().map_err(failed)?;
-            record.files.insert(binary.name().to_owned(), describe(&file).map_err(failed)?);
+            record.enter(*binary, &file, origin).map_err(failed)?;
         }
-        let directory = self.directory(version);
+        let stands_alone =
+            !(binaries.contains(&Binary::Etcd) && binaries.contains(&Binary::KubeApiserver));
+        let directory = match self.directory(version) {
+            directory if stands_alone && !directory.exists() => self.apart(version),
+            directory => directory,
+        };
         if let Some(parent) = directory.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         // The record goes first: a file that does not match it is refused, never run.
-        let mut text =
-            serde_json::to_vec_pretty(&record).map_err(|error| failed(io::Error::other(error)))?;
-        text.push(b'\n');
-        let temporary = self.record_path(version).with_extension("json.new");
-        fs::write(&temporary, text).map_err(failed)?;
-        fs::rename(&temporary, self.record_path(version)).map_err(failed)?;
+        self.write_record(version, &record).map_err(failed)?;
         if directory.exists() {
             make_writable(&directory).map_err(failed)?;
             for binary in binaries {
@@ -228,7 +240,11 @@ impl Store {
         } else {
             fs::rename(finished, &directory).map_err(failed)?;
         }
-        Ok(directory)
+        sync_directory(&directory).map_err(failed)?;
+        if let Some(parent) = directory.parent() {
+            sync_directory(parent).map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn failed(&self, attempt: &'static str, source: io::Error) -> AssetError {
@@ -236,39 +252,19 @@ impl Store {
     }
 }
 
-/// What the store knows of a file.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Known {
-    Nothing,
-    AsRecorded,
-}
-
 fn directory_name(version: &Version) -> String {
-    format!("{version}-{}", platform())
+    format!("{version}-{}", platform_name())
 }
 
-/// `linux-amd64` and so on, in Go's words.
-fn platform() -> String {
-    let os = match std::env::consts::OS {
-        "macos" => "darwin",
-        other => other,
-    };
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
+/// `linux-amd64` and so on.
+fn platform_name() -> String {
+    let (os, architecture) = platform();
     format!("{os}-{architecture}")
 }
 
-fn describe(file: &File) -> io::Result<FileRecord> {
-    let mut file = file;
-    let mut hasher = Sha256::new();
-    let size_bytes = io::copy(&mut file, &mut hasher)?;
-    let digest = hasher.finalize();
-    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(FileRecord { sha256, size_bytes })
+/// A rename is on disk once its directory is.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 fn make_executable(file: &File) -> io::Result<()> {
@@ -284,6 +280,7 @@ fn make_writable(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::record::Trust;
     use super::*;
 
     fn store_with(content: &[u8]) -> (tempfile::TempDir, Store, Version) {
@@ -293,19 +290,74 @@ mod tests {
         let lock = StoreLock { _file: tempfile::tempfile().unwrap() };
         let staging = store.staging().unwrap().keep();
         fs::write(staging.join("etcd"), content).unwrap();
-        store.admit(&version, &staging, &[Binary::Etcd], &lock).unwrap();
+        let binaries = [Binary::Etcd, Binary::KubeApiserver];
+        fs::write(staging.join("kube-apiserver"), content).unwrap();
+        store.admit(&version, &staging, &binaries, "a test", &lock).unwrap();
         (root, store, version)
+    }
+
+    fn replace(path: &Path, content: &[u8]) {
+        fs::remove_file(path).unwrap();
+        fs::write(path, content).unwrap();
     }
 
     #[test]
     fn a_truncated_file_is_noticed() {
         let (_root, store, version) = store_with(b"whole");
         assert_eq!(store.check(&version, Binary::Etcd), Ok(Known::AsRecorded));
-        let path = store.directory(&version).join("etcd");
-        fs::remove_file(&path).unwrap();
-        fs::write(&path, b"who").unwrap();
+        replace(&store.file(&version, Binary::Etcd), b"who");
         let problem = store.check(&version, Binary::Etcd).unwrap_err();
-        assert_eq!(problem, "3 bytes instead of the 5 recorded");
+        assert_eq!(problem, "it has 3 bytes instead of the 5 recorded");
+        assert_eq!(store.check(&version, Binary::KubeApiserver), Ok(Known::AsRecorded));
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed_also_after_the_file_was_found_intact() {
+        use std::os::unix::fs::MetadataExt as _;
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_root, store, version) = store_with(b"whole");
+        let path = store.file(&version, Binary::Etcd);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
+        let check = || store.compare(&version, Binary::Etcd, Trust::Stamp, later);
+        assert_eq!(check(), Ok(Known::AsRecorded));
+        assert!(store.stamps_path(&version).exists());
+        // In place, with the time of change set back: the inode's own time tells.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let before = fs::metadata(&path).unwrap();
+        while fs::metadata(&path).unwrap().ctime_nsec() == before.ctime_nsec() {
+            let mut file = File::options().write(true).open(&path).unwrap();
+            file.write_all(b"whale").unwrap();
+            file.set_modified(before.modified().unwrap()).unwrap();
+        }
+        for round in 0..2 {
+            let problem = check().unwrap_err();
+            assert!(problem.contains("it comes to SHA-256"), "{round}: {problem}");
+        }
+        replace(&path, b"whole");
+        assert_eq!(check(), Ok(Known::AsRecorded));
+    }
+
+    #[test]
+    fn a_file_that_was_just_changed_is_read_again() {
+        let (_root, store, version) = store_with(b"whole");
+        assert_eq!(store.check(&version, Binary::Etcd), Ok(Known::AsRecorded));
+        assert!(!store.stamps_path(&version).exists());
+    }
+
+    #[test]
+    fn what_is_no_whole_version_stays_out_of_setup_envtests_sight() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::at(root.path().to_owned());
+        let version: Version = "1.37.2".parse().unwrap();
+        let lock = StoreLock { _file: tempfile::tempfile().unwrap() };
+        let staging = store.staging().unwrap().keep();
+        let manager = Binary::KubeControllerManager;
+        fs::write(staging.join(manager.name()), "x").unwrap();
+        store.admit(&version, &staging, &[manager], "a test", &lock).unwrap();
+        assert!(!store.directory(&version).exists());
+        assert_eq!(store.versions(), [version]);
+        assert!(store.file(&version, manager).exists());
+        assert_eq!(store.check(&version, manager), Ok(Known::AsRecorded));
     }
 
     #[test]
@@ -321,15 +373,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = Store::at(root.path().to_owned());
         let version: Version = "1.37.2".parse().unwrap();
-        let first = store.lock(&version, &|_| {}).await.unwrap();
+        let first = store.lock(&version, "builds", &|_| {}).await.unwrap();
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let on_event = move |event| sender.send(event).unwrap();
-        let second = store.lock(&version, &on_event);
+        let second = store.lock(&version, "downloads", &on_event);
         tokio::pin!(second);
         tokio::select! {
             _ = &mut second => panic!("two holders at once"),
             event = receiver.recv() => match event {
-                Some(Event::Waiting { holder, .. }) => assert_eq!(holder, Some(std::process::id())),
+                Some(Event::Waiting { holder, doing, .. }) => {
+                    assert_eq!((holder, &*doing), (Some(std::process::id()), "builds"));
+                }
                 other => panic!("{other:?}"),
             },
         }

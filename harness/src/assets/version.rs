@@ -6,13 +6,37 @@ use std::str::FromStr;
 use super::AssetError;
 
 /// The control planes whose Go modules are pinned in this crate, oldest first.
-pub(crate) const PINNED: &[Pinned] = &[Pinned {
-    version: Version { major: 1, minor: 37, patch: 2 },
-    etcd: "3.7.0",
-    etcd_image: "3.7.0-0",
-    go_mod: include_str!("../../go/1.37/go.mod"),
-    go_sum: include_str!("../../go/1.37/go.sum"),
-}];
+pub(crate) const PINNED: &[Pinned] = &[
+    Pinned {
+        version: Version::new(1, 34, 4),
+        etcd: "3.6.5",
+        etcd_image: "3.6.5-0",
+        go_mod: include_str!("../../go/1.34/go.mod"),
+        go_sum: include_str!("../../go/1.34/go.sum"),
+    },
+    Pinned {
+        version: Version::new(1, 35, 4),
+        // Kubernetes 1.35 names 3.6.6, which the Go module proxy does not serve.
+        etcd: "3.6.8",
+        etcd_image: "3.6.6-0",
+        go_mod: include_str!("../../go/1.35/go.mod"),
+        go_sum: include_str!("../../go/1.35/go.sum"),
+    },
+    Pinned {
+        version: Version::new(1, 36, 3),
+        etcd: "3.6.8",
+        etcd_image: "3.6.8-0",
+        go_mod: include_str!("../../go/1.36/go.mod"),
+        go_sum: include_str!("../../go/1.36/go.sum"),
+    },
+    Pinned {
+        version: Version::new(1, 37, 2),
+        etcd: "3.7.0",
+        etcd_image: "3.7.0-0",
+        go_mod: include_str!("../../go/1.37/go.mod"),
+        go_sum: include_str!("../../go/1.37/go.sum"),
+    },
+];
 
 /// One pinned control plane.
 #[derive(Debug)]
@@ -27,15 +51,29 @@ pub(crate) struct Pinned {
     pub(crate) go_sum: &'static str,
 }
 
-/// A released version of Kubernetes.
+/// A version of Kubernetes: a release, or a pre-release such as `1.38.0-rc.1`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Version {
     major: u16,
     minor: u16,
     patch: u16,
+    stage: Stage,
+}
+
+/// How far a version has come, in the order in which they come.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Stage {
+    Alpha(u16),
+    Beta(u16),
+    Candidate(u16),
+    Release,
 }
 
 impl Version {
+    pub(crate) const fn new(major: u16, minor: u16, patch: u16) -> Self {
+        Self { major, minor, patch, stage: Stage::Release }
+    }
+
     /// The first number, always 1 so far.
     #[must_use]
     pub fn major(&self) -> u16 {
@@ -47,11 +85,27 @@ impl Version {
     pub fn minor(&self) -> u16 {
         self.minor
     }
+
+    /// Whether it is a release, and no alpha, beta or candidate.
+    #[must_use]
+    pub fn is_release(&self) -> bool {
+        self.stage == Stage::Release
+    }
+
+    pub(crate) fn is_of_minor(&self, major: u16, minor: u16) -> bool {
+        (self.major, self.minor) == (major, minor)
+    }
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)?;
+        match self.stage {
+            Stage::Alpha(number) => write!(f, "-alpha.{number}"),
+            Stage::Beta(number) => write!(f, "-beta.{number}"),
+            Stage::Candidate(number) => write!(f, "-rc.{number}"),
+            Stage::Release => Ok(()),
+        }
     }
 }
 
@@ -60,87 +114,34 @@ impl FromStr for Version {
 
     fn from_str(text: &str) -> Result<Self, AssetError> {
         let bad = || AssetError::BadVersion { text: text.to_owned() };
-        let mut numbers = text.strip_prefix('v').unwrap_or(text).split('.');
-        let mut next = || numbers.next().and_then(number);
+        let bare = text.strip_prefix('v').unwrap_or(text);
+        let (numbers, stage) = match bare.split_once('-') {
+            None => (bare, Stage::Release),
+            Some((numbers, stage)) => {
+                let (name, count) = stage.split_once('.').ok_or_else(bad)?;
+                let count = number(count).ok_or_else(bad)?;
+                let stage = match name {
+                    "alpha" => Stage::Alpha(count),
+                    "beta" => Stage::Beta(count),
+                    "rc" => Stage::Candidate(count),
+                    _ => return Err(bad()),
+                };
+                (numbers, stage)
+            }
+        };
+        let mut numbers = numbers.split('.');
+        let mut next = || numbers.next().map(number);
         match (next(), next(), next(), next()) {
-            (Some(major), Some(minor), Some(patch), None) => Ok(Self { major, minor, patch }),
+            (Some(Some(major)), Some(Some(minor)), Some(Some(patch)), None) => {
+                Ok(Self { major, minor, patch, stage })
+            }
             _ => Err(bad()),
         }
     }
 }
 
-/// Which versions will do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Requirement {
-    /// The caller did not say: the newest pinned one, or whatever the environment names.
-    Newest,
-    /// Any patch of this minor.
-    Minor(u16, u16),
-    /// This one.
-    Exact(Version),
-}
-
-impl Requirement {
-    pub(crate) fn parse(text: Option<&str>) -> Result<Self, AssetError> {
-        let Some(text) = text else { return Ok(Self::Newest) };
-        let bare = text.strip_prefix('v').unwrap_or(text);
-        if let Some((major, minor)) = bare.split_once('.')
-            && let (Some(major), Some(minor)) = (number(major), number(minor))
-        {
-            return Ok(Self::Minor(major, minor));
-        }
-        text.parse().map(Self::Exact)
-    }
-
-    /// Whether a binary of this version will do, wherever it came from.
-    pub(crate) fn allows(self, version: &Version) -> bool {
-        match self {
-            Self::Newest => true,
-            Self::Minor(major, minor) => (version.major, version.minor) == (major, minor),
-            Self::Exact(exact) => *version == exact,
-        }
-    }
-
-    /// Whether a version of the store will do; there the newest means the newest that is pinned.
-    pub(crate) fn allows_in_store(self, version: &Version) -> bool {
-        match self {
-            Self::Newest => PINNED.last().is_some_and(|pinned| {
-                Self::Minor(pinned.version.major, pinned.version.minor).allows(version)
-            }),
-            other => other.allows(version),
-        }
-    }
-
-    pub(crate) fn pinned(self) -> Option<&'static Pinned> {
-        match self {
-            Self::Newest => PINNED.last(),
-            other => PINNED.iter().rev().find(|pinned| other.allows(&pinned.version)),
-        }
-    }
-
-    pub(crate) fn buildable_version(self) -> Result<Version, AssetError> {
-        self.pinned().map(|pinned| pinned.version).ok_or_else(|| AssetError::UnknownVersion {
-            wanted: self.to_string(),
-            known: PINNED.iter().map(|pinned| pinned.version.to_string()).collect(),
-        })
-    }
-}
-
-impl fmt::Display for Requirement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Newest => match PINNED.last() {
-                Some(pinned) => write!(f, "{}.{}", pinned.version.major, pinned.version.minor),
-                None => f.write_str("any version"),
-            },
-            Self::Minor(major, minor) => write!(f, "{major}.{minor}"),
-            Self::Exact(version) => version.fmt(f),
-        }
-    }
-}
-
 /// Digits only: `u16::from_str` would also take a sign.
-fn number(text: &str) -> Option<u16> {
+pub(crate) fn number(text: &str) -> Option<u16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
@@ -149,25 +150,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_minor_allows_each_of_its_patches_and_nothing_else() {
-        let requirement = Requirement::parse(Some("1.37")).unwrap();
-        assert!(requirement.allows(&"1.37.0".parse().unwrap()));
-        assert!(requirement.allows(&"v1.37.9".parse().unwrap()));
-        assert!(!requirement.allows(&"1.36.2".parse().unwrap()));
-        assert!(!Requirement::parse(Some("1.37.2")).unwrap().allows(&"1.37.3".parse().unwrap()));
+    fn versions_are_ordered_as_they_come_out() {
+        let texts =
+            ["1.36.3", "1.37.0-alpha.3", "1.37.0-beta.0", "1.37.0-rc.1", "1.37.0", "1.37.1"];
+        let versions: Vec<Version> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        assert!(versions.is_sorted(), "{versions:?}");
+        let shown: Vec<_> = versions.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, texts);
     }
 
     #[test]
-    fn nonsense_is_named_in_the_error() {
-        for text in ["", "one", "1", "1.37.2.4", "1.+7", "1.37-beta", "latest"] {
-            let error = Requirement::parse(Some(text)).unwrap_err().to_string();
+    fn what_is_no_version_is_named_in_the_error() {
+        for text in ["", "1.37", "1.37.2.4", "1.37.2.x", "1.37.2-dirty", "1.37.2-rc.", "1.37.+2"] {
+            let error = text.parse::<Version>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{text}: {error}");
         }
     }
 
     #[test]
-    fn an_unknown_version_lists_the_known_ones() {
-        let error = Requirement::parse(Some("1.12")).unwrap().buildable_version().unwrap_err();
-        assert!(error.to_string().contains("1.37.2"), "{error}");
+    fn what_is_pinned_is_what_the_modules_require() {
+        for pinned in PINNED {
+            let Pinned { version, etcd, go_mod, go_sum, .. } = pinned;
+            for required in
+                [format!("k8s.io/kubernetes v{version}"), format!("etcd/server/v3 v{etcd}")]
+            {
+                let found = go_mod
+                    .lines()
+                    .any(|line| line.trim().trim_end_matches(" // indirect").ends_with(&required));
+                assert!(found, "{version}: no {required:?}");
+            }
+            assert!(go_sum.contains(&format!("k8s.io/kubernetes v{version} h1:")), "{version}");
+        }
+        assert!(PINNED.is_sorted_by_key(|pinned| pinned.version));
     }
 }

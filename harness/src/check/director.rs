@@ -150,8 +150,13 @@ impl Director {
         let mut acted = false;
         for _ in 0..STEPS_AT_ONCE {
             let mut any = false;
+            // Looking at the truth costs more than anything else here.
+            let mut truth = self.shared.lag.truth();
             for index in 0..self.shared.actors.len() {
-                any |= self.chance_of(index, chance).await;
+                if self.chance_of(index, chance, &truth).await {
+                    any = true;
+                    truth = self.shared.lag.truth();
+                }
             }
             if !any {
                 return acted;
@@ -175,12 +180,12 @@ impl Director {
         }
     }
 
-    async fn chance_of(&self, index: usize, chance: Chance) -> bool {
+    async fn chance_of(&self, index: usize, chance: Chance, truth: &Truth) -> bool {
         let Shared { lag, acting, actors, .. } = &*self.shared;
         let actor = &actors[index];
-        let truth: Truth = lag.truth();
+        truth.forget_looks();
         let made = self.lock().made[index];
-        let Some(step) = actor.next(made, &truth, acting) else { return false };
+        let Some(step) = actor.next(made, truth, acting) else { return false };
         let eager = actor.acts_by_itself();
         let (menu, acts_at) = match chance {
             Chance::NothingElse if eager => (Vec::new(), 0),

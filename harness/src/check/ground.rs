@@ -138,6 +138,17 @@ impl Ground {
         format!("made through the API, since {}", reason.lines().next().unwrap_or_default())
     }
 
+    /// What the server says its version is; `None` if it does not.
+    pub(super) async fn server_version(&self) -> Option<String> {
+        match self.client.apiserver_version().await {
+            Ok(version) => Some(version.git_version),
+            Err(error) => {
+                tracing::debug!(%error, "the server does not tell its version");
+                None
+            }
+        }
+    }
+
     /// Makes a namespace and what is in it, through the API.
     async fn create(&self, namespace: &str, set_up: Option<&Making>) -> Result<(), CheckError> {
         let object: Result<Namespace, _> =

@@ -12,6 +12,7 @@ mod finding;
 mod flips;
 mod ground;
 mod oracles;
+mod progress;
 mod reduction;
 mod run;
 mod scenario;
@@ -23,6 +24,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 pub use self::{
     actor::{Acting, Actor, Step},
     error::CheckError,
+    files::write_results,
     flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
     ground::{RunError, Server},
     oracles::{BuiltIn, Claim, Oracles, Sighting},
@@ -37,11 +39,11 @@ use self::{
 };
 use crate::{
     explore::{
-        Choices, ExploreError, Explored, Failure, OutOfDate, Regressions, ReplayError, Search,
-        Shrink, Subject, Token, replay,
+        Choices, ExploreError, Explored, Failure, OutOfDate, Passed, Progress, Regressions,
+        ReplayError, Search, Shrink, Subject, Token, replay,
     },
-    lag::model::{Bounds, Finding, Run, Shard, Verdict},
-    report,
+    lag::model::{Bounds, Chosen, Finding, Run, Shard, Verdict},
+    report::{self, KeptRun, Results},
 };
 
 /// The variable whose token is replayed in place of a search.
@@ -68,8 +70,19 @@ pub struct Check {
     parallel: usize,
     shard: Option<Shard>,
     keep_going: bool,
+    keep_runs: usize,
+    observers: Vec<Observer>,
     every_moment: bool,
     files: Files,
+}
+
+#[derive(Clone)]
+struct Observer(Arc<dyn Fn(&Progress) + Send + Sync>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 impl Check {
@@ -83,6 +96,8 @@ impl Check {
             parallel: 4,
             shard: None,
             keep_going: false,
+            keep_runs: 200,
+            observers: Vec::new(),
             every_moment: false,
             files: Files::default(),
         }
@@ -132,7 +147,28 @@ impl Check {
         self
     }
 
-    /// The directory for pages and results. By default `laggard` in the target directory of the test.
+    /// Shows so many runs on the page and in the results, in the order of the search; 200 unless said. The run that
+    /// is reduced is always among them, and the page says how many are left out.
+    pub fn keep_runs(mut self, runs: usize) -> Self {
+        self.keep_runs = runs;
+        self
+    }
+
+    /// Calls this each time a run is judged; see [`Search::observe`]. Several may watch.
+    ///
+    /// Without it, a check shows one line where standard error is a terminal, rewrites it as it goes on, and takes it
+    /// away at the end. The variable `LAGGARD_PROGRESS=off` turns that off.
+    pub fn observe(mut self, observer: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        self.observers.push(Observer(Arc::new(observer)));
+        self
+    }
+
+    /// The directory for `NAME.json` and `NAME.html`, after the name of the scenario; of a part of the work,
+    /// `NAME.shard-1-of-4.json`. What a check of the same name wrote there before is replaced.
+    ///
+    /// By default it is the one that the variable `LAGGARD_OUTPUT` names, or `laggard` in the target directory of the
+    /// test. In these each test has a directory of its own, called after its binary and itself, so that scenarios of one
+    /// name in two tests do not meet. (libtest with one test thread does not tell the test's name; then they meet.)
     pub fn output(mut self, directory: impl Into<PathBuf>) -> Self {
         self.files.output = Some(directory.into());
         self
@@ -165,6 +201,7 @@ impl Check {
     ) -> Result<Report, CheckError> {
         let server = server.into();
         let token = replayed()?;
+        self.part()?;
         let ground = Ground::prepare(&server, &scenario).await?;
         let report = match token {
             Some(token) => self.replay(&ground, &scenario, &token).await,
@@ -172,9 +209,14 @@ impl Check {
         };
         // Also after an error, but then that is what matters.
         let closed = ground.close().await;
-        let report = report?;
-        closed?;
-        self.files.write(&report)?;
+        let mut report = report?;
+        if let Err(error) = closed {
+            if report.findings.is_empty() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "worlds were left behind");
+        }
+        self.files.write(&mut report)?;
         if report.findings.is_empty() {
             Ok(report)
         } else {
@@ -194,17 +236,26 @@ impl Check {
         forked: Runs<'_>,
     ) -> Result<Report, CheckError> {
         let file = self.files.regressions_of(&scenario.name);
+        let mut search = self.search(scenario)?.keep_passed(self.keep_runs);
+        search = search.keep_failures(self.keep_runs.max(1));
+        for Observer(observer) in self.observers.iter().cloned() {
+            search = search.observe(move |progress| observer(progress));
+        }
+        if let Some(line) = progress::on_terminal(&scenario.name) {
+            search = search.observe(move |progress| line.show(progress));
+        }
         let mut forked = forked;
         forked.every_moment = self.every_moment;
-        let mut search = self.search(scenario)?;
         if let Some(file) = &file {
             let saved = Regressions::read(file).map_err(files::regressions)?;
             search = search.first(saved.tokens().iter().cloned());
         }
         let explored = search.run(&forked).await.map_err(CheckError::Explore)?;
-        let Explored { mut verdict, failures, out_of_date, runs_by_cost, .. } = explored;
-        verdict.worlds = Some(ground.way());
-        let mut report = Report::new(scenario, verdict, runs_by_cost, out_of_date);
+        // With it goes the line on the terminal.
+        drop(search);
+        let mut report = self.report(ground, scenario, &explored).await;
+        let Explored { failures, out_of_date, .. } = explored;
+        report.out_of_date = out_of_date;
         let Some(first) = failures.into_iter().next() else { return Ok(report) };
         let finding = self.reduce(ground, scenario, first, &report.verdict).await?;
         if let (Some(file), Ok(token)) = (file, finding.token.parse()) {
@@ -231,12 +282,30 @@ impl Check {
             Err(ReplayError::Explore(error)) => return Err(CheckError::Explore(error)),
         };
         let verdict = finding::verdict_of_replay(failure.is_some());
-        let mut report = Report::new(scenario, verdict, Vec::new(), Vec::new());
+        let mut report = Report::new(scenario, verdict, self.bounds);
+        report.server = ground.server_version().await;
         if let Some(failure) = failure {
             let needs = finding::needs_of(token);
             report.findings.push(finding::of(failure, needs, &report.verdict, true));
         }
         Ok(report)
+    }
+
+    /// What a search has come to, without its findings.
+    async fn report(
+        &self,
+        ground: &Ground,
+        scenario: &Scenario,
+        explored: &Explored<Run>,
+    ) -> Report {
+        let mut verdict = explored.verdict.clone();
+        verdict.worlds = Some(ground.way());
+        let mut report = Report::new(scenario, verdict, self.bounds);
+        report.server = ground.server_version().await;
+        report.runs_by_cost.clone_from(&explored.runs_by_cost);
+        report.baseline = explored.baseline.as_deref().map(digest);
+        report.runs = kept(&explored.failures, &explored.passed, self.keep_runs);
+        report
     }
 
     async fn reduce(
@@ -254,6 +323,11 @@ impl Check {
         Ok(finding)
     }
 
+    /// The part of the work that is ours; the whole if `None`.
+    fn part(&self) -> Result<Option<Shard>, CheckError> {
+        self.shard.map_or_else(files::shard, |shard| Ok(Some(shard)))
+    }
+
     fn search(&self, scenario: &Scenario) -> Result<Search, CheckError> {
         let mut search = Search::new().bounds(self.bounds).parallel(self.parallel);
         if let Some(runs) = self.runs {
@@ -262,7 +336,7 @@ impl Check {
         if let Some(time) = self.time {
             search = search.max_time(time);
         }
-        if let Some(shard) = self.shard.map_or_else(files::shard, |shard| Ok(Some(shard)))? {
+        if let Some(shard) = self.part()? {
             search = search.shard(shard);
         }
         if self.keep_going {
@@ -344,6 +418,12 @@ pub struct Report {
     pub name: String,
     /// How the search ended, and what it counted.
     pub verdict: Verdict,
+    /// How far its runs could depart from the one in which everything is fresh.
+    pub bounds: Bounds,
+    /// What the server says its version is, such as `v1.37.2`; `None` if it did not.
+    pub server: Option<String>,
+    /// A digest of the choice points of the run in which everything is fresh; `None` if that run was not made.
+    pub baseline: Option<String>,
     /// The first failure, reduced; empty if the scenario passes.
     pub findings: Vec<Finding>,
     /// How many runs were made at each cost, from 0.
@@ -352,47 +432,87 @@ pub struct Report {
     pub out_of_date: Vec<OutOfDate>,
     /// The file that the token of the finding was saved in.
     pub saved: Option<String>,
+    /// The file of the page, or why there is none; `None` if nobody asked for one.
+    pub page_file: Option<String>,
+    /// The first runs of the search, as many as [`Check::keep_runs`] says.
+    pub runs: Vec<KeptRun>,
 }
 
 impl Report {
-    fn new(
-        scenario: &Scenario,
-        verdict: Verdict,
-        runs_by_cost: Vec<u64>,
-        out_of_date: Vec<OutOfDate>,
-    ) -> Self {
-        let name = scenario.name.clone();
-        Self { name, verdict, findings: Vec::new(), runs_by_cost, out_of_date, saved: None }
+    fn new(scenario: &Scenario, verdict: Verdict, bounds: Bounds) -> Self {
+        Self {
+            name: scenario.name.clone(),
+            verdict,
+            bounds,
+            server: None,
+            baseline: None,
+            findings: Vec::new(),
+            runs_by_cost: Vec::new(),
+            out_of_date: Vec::new(),
+            saved: None,
+            page_file: None,
+            runs: Vec::new(),
+        }
     }
 
-    fn how_to_replay(&self) -> report::Replay {
-        report::Replay { command: files::command(), saved: self.saved.clone() }
+    /// All of it as plain data, which [`write_results`] writes and [`report::merge`](crate::report::merge()) joins.
+    #[must_use]
+    pub fn results(&self) -> Results {
+        let mut results = Results::new(&self.name, self.verdict.clone(), self.bounds);
+        results.server.clone_from(&self.server);
+        results.baseline.clone_from(&self.baseline);
+        results.runs_by_cost.clone_from(&self.runs_by_cost);
+        results.findings.clone_from(&self.findings);
+        results.out_of_date = self.out_of_date.iter().map(ToString::to_string).collect();
+        results.replay = report::Replay {
+            command: files::command(),
+            saved: self.saved.clone(),
+            page: self.page_file.clone(),
+        };
+        results.runs.clone_from(&self.runs);
+        results
     }
 
-    /// A page with the findings, for a browser: one file, which asks for nothing else.
+    /// A page with the findings and runs, for a browser: one file, which asks for nothing else.
     #[must_use]
     pub fn page(&self) -> String {
-        let runs: Vec<Run> = self.findings.iter().map(|finding| finding.run.clone()).collect();
-        report::page(&report::Page {
-            title: &self.name,
-            verdict: &self.verdict,
-            findings: &self.findings,
-            runs: &runs,
-        })
+        report::page(&self.results())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.findings.is_empty() {
-            write!(f, "{}: passes, {}", self.name, self.verdict)?;
-        }
-        for finding in &self.findings {
-            write!(f, "{}", report::failure(finding, &self.how_to_replay()))?;
-        }
-        for out_of_date in &self.out_of_date {
-            write!(f, "\n{out_of_date}")?;
-        }
-        Ok(())
+        self.results().fmt(f)
     }
+}
+
+/// The first `most` runs in the order of the search, and the one that is reduced.
+fn kept(failures: &[Failure<Run>], passed: &[Passed<Run>], most: usize) -> Vec<KeptRun> {
+    let failed = failures.iter().map(|run| {
+        let token = run.token().to_string();
+        KeptRun::new(run.number, token, Some(run.oracle()), &run.outcome.record)
+    });
+    let passed = passed
+        .iter()
+        .map(|run| KeptRun::new(run.number, run.token().to_string(), None, &run.outcome.record));
+    let mut runs: Vec<_> = failed.chain(passed).collect();
+    let reduced = failures.first().map(|failure| failure.number);
+    runs.sort_by_key(|run| (Some(run.number) != reduced, run.number));
+    runs.truncate(most.max(1));
+    runs.sort_by_key(|run| run.number);
+    runs
+}
+
+/// Names and menus of the points that a run met.
+fn digest(choices: &[Chosen]) -> String {
+    use sha2::{Digest as _, Sha256};
+    let mut hash = Sha256::new();
+    for chosen in choices {
+        hash.update(chosen.point.id().to_string());
+        for alternative in chosen.point.menu() {
+            hash.update(format!(" {}", alternative.label));
+        }
+        hash.update("\n");
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

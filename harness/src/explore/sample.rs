@@ -152,7 +152,14 @@ impl Sample {
             exclusions: self.exclusions.clone(),
             worlds: None,
         };
-        Ok(Explored { verdict, failures, out_of_date: Vec::new(), runs_by_cost: Vec::new() })
+        Ok(Explored {
+            verdict,
+            failures,
+            passed: Vec::new(),
+            baseline: None,
+            out_of_date: Vec::new(),
+            runs_by_cost: Vec::new(),
+        })
     }
 
     fn draw(&self, seed: u64, points: usize) -> Choices {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Choices, Clock, Ending, ExploreError, Failure, OutOfDate, ReplayError, Stopwatch, Subject,
-    Token,
+    Choices, Clock, Ending, ExploreError, Failure, OutOfDate, Outcome, Progress, ReplayError,
+    Stopwatch, Subject, Token,
     pool::{Judged, Pool},
     replay::{confirm, replay},
 };
@@ -35,8 +35,13 @@ pub struct Search {
     keep_going: bool,
     first: Vec<Token>,
     exclusions: Vec<String>,
+    keep_passed: usize,
+    keep_failures: usize,
+    observers: Vec<Observer>,
     clock: Arc<dyn Clock>,
 }
+
+type Observer = Arc<dyn Fn(&Progress) + Send + Sync>;
 
 impl Search {
     /// A search with the defaults.
@@ -50,6 +55,9 @@ impl Search {
             keep_going: false,
             first: Vec::new(),
             exclusions: Vec::new(),
+            keep_passed: 0,
+            keep_failures: usize::MAX,
+            observers: Vec::new(),
             clock: Arc::new(Stopwatch::start()),
         }
     }
@@ -106,6 +114,33 @@ impl Search {
         self
     }
 
+    /// Keeps the records of the first so many runs that pass, in [`Explored::passed`]; none unless said.
+    pub fn keep_passed(mut self, runs: usize) -> Self {
+        self.keep_passed = runs;
+        self
+    }
+
+    /// Keeps the records of the first so many failures, and counts the others; all of them unless said.
+    pub fn keep_failures(mut self, runs: usize) -> Self {
+        self.keep_failures = runs;
+        self
+    }
+
+    /// Calls this each time a run is judged. Several may watch. It is called between runs, so it should be quick.
+    ///
+    /// ```
+    /// use laggard::explore::{Progress, Search};
+    ///
+    /// let search = Search::new().observe(|progress: &Progress| {
+    ///     tracing::info!(progress.runs, progress.left, "exploring");
+    /// });
+    /// # let _ = search;
+    /// ```
+    pub fn observe(mut self, observer: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
+        self.observers.push(Arc::new(observer));
+        self
+    }
+
     /// Measures time by this clock.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
@@ -133,12 +168,20 @@ impl Search {
             }
             let Some((node, finished)) = pool.next().await else { break };
             let judged = finished?;
-            let failed = state.take(node, &judged);
-            if failed {
-                confirm(subject, &judged.choices, &judged.outcome).await?;
-                let number = state.runs;
-                let Judged { choices, outcome } = judged;
-                state.failures.push(Failure { number, choices, outcome });
+            let taken = state.take(node, &judged);
+            state.tell(pool.len());
+            match taken {
+                Taken::Failed => {
+                    confirm(subject, &judged.choices, &judged.outcome).await?;
+                    let number = state.runs;
+                    let Judged { choices, outcome } = judged;
+                    state.keep(Failure { number, choices, outcome });
+                }
+                Taken::Passed if state.passed.len() < self.keep_passed => {
+                    let Judged { choices, outcome } = judged;
+                    state.passed.push(Passed { number: state.runs, choices, outcome });
+                }
+                Taken::Passed | Taken::NotCounted => {}
             }
         }
         Ok(state.finish())
@@ -157,7 +200,8 @@ impl Search {
                 Ok(None) => {}
                 Ok(Some(failure)) => {
                     confirm(subject, &failure.choices, &failure.outcome).await?;
-                    state.failures.push(Failure { number: 0, ..failure });
+                    state.failed += 1;
+                    state.keep(Failure { number: 0, ..failure });
                     if !self.keep_going {
                         state.ended = Some(Ended::Failure);
                         return Ok(());
@@ -199,12 +243,45 @@ impl fmt::Debug for Search {
 pub struct Explored<R> {
     /// How it ended, and what it counted.
     pub verdict: Verdict,
-    /// The failing runs, in the order of the search: the first departs least.
+    /// The failing runs, in the order of the search: the first departs least. As many as
+    /// [`Search::keep_failures`] says; the verdict counts all.
     pub failures: Vec<Failure<R>>,
+    /// The first runs that passed, as many as [`Search::keep_passed`] says, in the order of the search.
+    pub passed: Vec<Passed<R>>,
+    /// The points of the run in which everything is fresh; `None` if it was not made.
+    pub baseline: Option<Arc<[Chosen]>>,
     /// The tokens of [`Search::first`] that no longer fit. They prove nothing, and should be replaced.
     pub out_of_date: Vec<OutOfDate>,
     /// How many runs were made at each cost, from 0.
     pub runs_by_cost: Vec<u64>,
+}
+
+/// A run that violated no oracle.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Passed<R> {
+    /// Which run of the search it was, from 1.
+    pub number: u64,
+    /// The points it met and what was taken there.
+    pub choices: Arc<[Chosen]>,
+    /// How it ended, with its record.
+    pub outcome: Outcome<R>,
+}
+
+impl<R> Passed<R> {
+    /// What makes it again.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        Token::of(&self.choices)
+    }
+}
+
+/// What became of a run that was made.
+enum Taken {
+    Passed,
+    Failed,
+    /// It is impossible, or counted by another part.
+    NotCounted,
 }
 
 /// A run that is still to be made: as another run up to a point, then something else.
@@ -282,7 +359,10 @@ struct State<'a, R> {
     naive: u64,
     cut: BTreeSet<Bound>,
     ended: Option<Ended>,
+    failed: u64,
     failures: Vec<Failure<R>>,
+    passed: Vec<Passed<R>>,
+    baseline: Option<Arc<[Chosen]>>,
     out_of_date: Vec<OutOfDate>,
 }
 
@@ -302,7 +382,10 @@ impl<'a, R> State<'a, R> {
             naive: 0,
             cut: BTreeSet::new(),
             ended: None,
+            failed: 0,
             failures: Vec::new(),
+            passed: Vec::new(),
+            baseline: None,
             out_of_date: Vec::new(),
         }
     }
@@ -335,8 +418,8 @@ impl<'a, R> State<'a, R> {
         node
     }
 
-    /// Counts a finished run and notes what branches from it. Whether it failed.
-    fn take(&mut self, node: Node, judged: &Judged<R>) -> bool {
+    /// Counts a finished run and notes what branches from it.
+    fn take(&mut self, node: Node, judged: &Judged<R>) -> Taken {
         let choices = &judged.choices;
         let open = match &judged.outcome.ending {
             // What was taken at later points is not to blame for a choice that cannot be made, and what
@@ -349,11 +432,14 @@ impl<'a, R> State<'a, R> {
         };
         self.branch(&node, choices, open, &judged.outcome.redundant);
         let is_baseline = node.fixed == 0;
+        if is_baseline {
+            self.baseline = Some(Arc::clone(choices));
+        }
         let counts = !is_baseline || self.search.counts_baseline();
         if !counts || matches!(judged.outcome.ending, Ending::Impossible { .. }) {
             // A limit on runs is one on runs that count, so that one run a shard is one run.
             self.begun -= 1;
-            return false;
+            return Taken::NotCounted;
         }
         self.runs += 1;
         let cost = usize::try_from(node.spent.total()).unwrap_or(usize::MAX);
@@ -363,11 +449,35 @@ impl<'a, R> State<'a, R> {
         self.runs_by_cost[cost] += 1;
         self.points = self.points.max(choices.len());
         self.naive = self.naive.saturating_add(judged.outcome.interleavings);
-        let failed = judged.outcome.ending.oracle().is_some();
-        if failed && !self.search.keep_going && self.ended.is_none() {
+        if judged.outcome.ending.oracle().is_none() {
+            return Taken::Passed;
+        }
+        self.failed += 1;
+        if !self.search.keep_going && self.ended.is_none() {
             self.ended = Some(Ended::Failure);
         }
-        failed
+        Taken::Failed
+    }
+
+    fn keep(&mut self, failure: Failure<R>) {
+        if self.failures.len() < self.search.keep_failures {
+            self.failures.push(failure);
+        }
+    }
+
+    /// Tells those who watch.
+    fn tell(&self, under_way: usize) {
+        let progress = Progress {
+            runs: self.runs,
+            failures: self.failed,
+            left: self.frontier.values().map(VecDeque::len).sum(),
+            under_way,
+            level: self.level,
+            elapsed: self.elapsed(),
+        };
+        for observer in &self.search.observers {
+            observer(&progress);
+        }
     }
 
     /// Notes the other alternatives at the points that are neither fixed nor closed.
@@ -384,7 +494,9 @@ impl<'a, R> State<'a, R> {
             if at >= node.fixed {
                 for (taken, alt) in chosen.point.menu().iter().enumerate().skip(1) {
                     if redundant.contains(&(at, taken)) {
-                        self.redundant += 1;
+                        // Every part meets those of the baseline.
+                        let counts = node.fixed > 0 || self.search.counts_baseline();
+                        self.redundant += u64::from(counts);
                         continue;
                     }
                     let spent = spent.plus(chosen.point.kind(), alt);
@@ -441,7 +553,7 @@ impl<'a, R> State<'a, R> {
         let verdict = Verdict {
             completeness,
             runs: self.runs,
-            failures: u64::try_from(self.failures.len()).unwrap_or(u64::MAX),
+            failures: self.failed,
             impossible: self.impossible,
             redundant: self.redundant,
             points: self.points,
@@ -454,6 +566,8 @@ impl<'a, R> State<'a, R> {
         Explored {
             verdict,
             failures: self.failures,
+            passed: self.passed,
+            baseline: self.baseline,
             out_of_date: self.out_of_date,
             runs_by_cost: self.runs_by_cost,
         }

@@ -65,7 +65,7 @@ pub(super) struct Registry {
     in_flight: BTreeSet<u64>,
     pub(super) passes: Known,
     /// How often each read or write was made in the pass under way.
-    made_in_pass: (u32, HashMap<(Verb, String, Option<String>), u32>),
+    made_in_pass: (u32, HashMap<Like, u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
 }
@@ -77,6 +77,9 @@ struct KnownList {
     /// The token that the next page would be asked with; `None` if the list is complete.
     continues: Option<String>,
 }
+
+/// Verb, target and name of a request.
+type Like = (Verb, String, Option<String>);
 
 /// Whose stream is meant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

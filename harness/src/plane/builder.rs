@@ -56,7 +56,7 @@ const PORT_TRIES: usize = 3;
 #[must_use = "nothing happens until `start` is called"]
 pub struct PlaneBuilder {
     kubernetes: Option<String>,
-    assets_directory: Option<PathBuf>,
+    assets: Wanted,
     backend: Option<BackendKind>,
     controllers: BTreeSet<Controller>,
     crds: Vec<CustomResourceDefinition>,
@@ -72,7 +72,7 @@ impl Default for PlaneBuilder {
     fn default() -> Self {
         Self {
             kubernetes: None,
-            assets_directory: None,
+            assets: Wanted::newest(),
             backend: None,
             controllers: BTreeSet::new(),
             crds: Vec::new(),
@@ -87,7 +87,8 @@ impl Default for PlaneBuilder {
 }
 
 impl PlaneBuilder {
-    /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one.
+    /// The version of Kubernetes: `1.37` for any patch of it, `1.37.2` for that one, and the other
+    /// forms of [`Selector`](crate::assets::Selector).
     ///
     /// Default: what `LAGGARD_KUBERNETES` says, or else the newest that this version of laggard
     /// knows, or whatever version of the binaries the environment names.
@@ -98,7 +99,16 @@ impl PlaneBuilder {
 
     /// A directory with the binaries, looked at after the environment and before the store.
     pub fn assets_directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.assets_directory = Some(directory.into());
+        self.assets = self.assets.directory(directory);
+        self
+    }
+
+    /// How the servers are obtained: without a network, from a mirror, within which time. A version
+    /// or a directory in it counts like [`Self::kubernetes`] and [`Self::assets_directory`], of
+    /// which the one called last holds; which binaries is the plane's own business.
+    pub fn assets(mut self, wanted: Wanted) -> Self {
+        self.kubernetes = wanted.version().map(str::to_owned).or(self.kubernetes);
+        self.assets = wanted;
         self
     }
 
@@ -258,12 +268,9 @@ impl PlaneBuilder {
     fn wanted(&self) -> Wanted {
         let from_environment =
             || std::env::var("LAGGARD_KUBERNETES").ok().filter(|version| !version.is_empty());
-        let mut wanted = match self.kubernetes.clone().or_else(from_environment) {
-            Some(version) => Wanted::kubernetes(version),
-            None => Wanted::newest(),
-        };
-        if let Some(directory) = &self.assets_directory {
-            wanted = wanted.directory(directory);
+        let mut wanted = self.assets.clone();
+        if let Some(version) = self.kubernetes.clone().or_else(from_environment) {
+            wanted = wanted.with_version(version);
         }
         let mut binaries = vec![Binary::Etcd, Binary::KubeApiserver];
         if !self.controllers.is_empty() {

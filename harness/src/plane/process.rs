@@ -70,16 +70,19 @@ impl ProcessBackend {
     /// Where things are, as the servers see them: their working directory is the plane's.
     pub(crate) fn surroundings(&self) -> Surroundings {
         // Relative, since an absolute path may be too long for a socket address (about 107 bytes).
-        let (client, peer) = (format!("unix://{ETCD_SOCKET}"), "unix://p.sock");
+        let client = format!("unix://{ETCD_SOCKET}");
+        // What etcd advertises nobody reads, since it is alone; but etcd 3.6 refuses to advertise an
+        // address without a port, and so a socket (`checkHostURLs` in its `server/embed/config.go`).
+        let advertised = "http://127.0.0.1:0";
         Surroundings {
             files: "pki/".to_owned(),
             etcd: Flags::new()
                 .set("data-dir", "etcd")
                 .set("listen-client-urls", &client)
-                .set("advertise-client-urls", &client)
-                .set("listen-peer-urls", peer)
-                .set("initial-advertise-peer-urls", peer)
-                .set("initial-cluster", format!("default={peer}")),
+                .set("advertise-client-urls", advertised)
+                .set("listen-peer-urls", "unix://p.sock")
+                .set("initial-advertise-peer-urls", advertised)
+                .set("initial-cluster", format!("default={advertised}")),
             apiserver: Flags::new()
                 .set("etcd-servers", client)
                 .set("bind-address", Ipv4Addr::LOCALHOST.to_string())

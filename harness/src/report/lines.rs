@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Hold, Query, Release, RequestStep, Run, Seen, Source,
+    Action, Author, CachedRead, Fault, Hold, Query, Release, RequestStep, Run, Seen, Site, Source,
     StreamRecord, Verb,
 };
 
@@ -270,15 +270,29 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
         several => format!("{} objects", several.len()),
     };
     let behind = match (read.stale, read.behind) {
-        (true, behind) => format!("   {} behind", events(behind)),
+        (true, behind) => format!(", {} behind", events(behind)),
         (false, _) => String::new(),
     };
     Line {
         target,
-        site: read.site.as_ref().map_or_else(String::new, ToString::to_string),
+        site: read.site.as_ref().map_or_else(String::new, place),
         outcome: format!("<- {answer}{behind}"),
         ..blank(kind, "CACHE", &how)
     }
+}
+
+/// A place in the source. The compiler names files of a workspace relative to it, and those of other packages by their
+/// whole path: of such a path the package and what is below it say enough.
+fn place(site: &Site) -> String {
+    let Site { file, line } = site;
+    if !file.starts_with('/') {
+        return format!("{file}:{line}");
+    }
+    let parts: Vec<_> = file.split('/').collect();
+    let is_root = |part: &&str| matches!(*part, "src" | "tests" | "examples" | "benches");
+    let package =
+        parts.iter().rposition(is_root).map_or(parts.len().saturating_sub(2), |at| at - 1);
+    format!("{}:{line}", parts[package..].join("/"))
 }
 
 fn of_fault(fault: &Fault) -> Line {
@@ -303,5 +317,24 @@ fn generation(seen: &[Seen]) -> String {
             .generation
             .map_or_else(String::new, |generation| format!(" (generation {generation})")),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_from_its_package_on() {
+        for (file, expected) in [
+            ("tasks/observe.rs", "tasks/observe.rs:7"),
+            ("/home/me/app/src/tasks/observe.rs", "app/src/tasks/observe.rs:7"),
+            ("/home/src/app-1.2.3/tests/it/main.rs", "app-1.2.3/tests/it/main.rs:7"),
+            ("/generated/a/b.rs", "a/b.rs:7"),
+            ("/src/main.rs", "/src/main.rs:7"),
+            ("/b.rs", "/b.rs:7"),
+        ] {
+            assert_eq!(place(&Site { file: file.to_owned(), line: 7 }), expected);
+        }
     }
 }

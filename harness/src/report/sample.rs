@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::{KeptRun, Replay, Results};
 use crate::lag::model::{
-    Action, Alt, AnsweredBy, Author, Bound, CachedRead, Certificate, CertifiedView, Change, Chosen,
-    Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs, ObjectKey,
-    Outcome, PatchType, Point, PointId, Query, Release, Repair, Representation, Request,
+    Action, Alt, AnsweredBy, Author, Bound, Bounds, CachedRead, Certificate, CertifiedView, Change,
+    Chosen, Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs,
+    ObjectKey, Outcome, PatchType, Point, PointId, Query, Release, Repair, Representation, Request,
     RequestStep, Role, Run, Seen, ShownEvent, Site, Source, Step, StreamRecord, Verb, Verdict,
     Violation,
 };
@@ -72,6 +73,23 @@ pub(super) fn held() -> Finding {
     finding.repairs.clear();
     finding.token = "statefulsets.apps@q1:-1".to_owned();
     finding
+}
+
+/// The results of the search that found it.
+pub(crate) fn results() -> Results {
+    let finding = finding();
+    let mut results = Results::new("a <test>", verdict(), Bounds::default());
+    let violated = Some("stamped before rollout");
+    results.server = Some("v1.37.2".to_owned());
+    results.baseline = Some("5ca1ab1e".to_owned());
+    results.runs_by_cost = vec![1, 22];
+    results.runs = vec![
+        KeptRun::new(1, "fresh", None, &Run::new("fresh")),
+        KeptRun::new(7, &*finding.token, violated, &finding.run),
+    ];
+    results.replay = Replay { command: "cargo test a_test".to_owned(), saved: None, page: None };
+    results.findings.push(finding);
+    results
 }
 
 pub(super) fn verdict() -> Verdict {

@@ -2,19 +2,27 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::lines::{Line, LineKind, author, by_request, lines};
 use crate::lag::model::{Action, Confirmation, Finding, Kind, Needs, Source};
 
 /// So many lines are shown in full; beyond them the steps that explain nothing are counted only.
 const SHOWN_IN_FULL: usize = 24;
 
+/// What is wider goes on in another line, except what is to be pasted.
+const WIDTH: usize = 100;
+
 /// How a person runs the finding again.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Replay {
     /// The command, such as `cargo test image_is_never_stamped_early`; empty: none is known.
     pub command: String,
     /// The file that the token was saved in.
     pub saved: Option<String>,
+    /// The page with the picture and all runs.
+    #[serde(default)]
+    pub page: Option<String>,
 }
 
 /// The text of a failure, several lines without a final line break.
@@ -31,14 +39,15 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
         _ => "failure",
     };
     // Writing to a String cannot fail.
-    let _ = write!(
-        text,
-        "{what}: {oracle:?}   found in run {} of {}, {}, {:.1} s",
-        finding.found_in_run,
-        finding.verdict.runs,
-        finding.verdict.completeness,
-        finding.verdict.elapsed.as_secs_f64(),
-    );
+    let verdict = &finding.verdict;
+    let shard = verdict.shard.map_or_else(String::new, |shard| format!(" (shard {shard})"));
+    let found = match finding.found_in_run {
+        0 => "found again by a saved token".to_owned(),
+        run => format!("found in run {run} of {}{shard}", verdict.runs),
+    };
+    let elapsed = verdict.elapsed.as_secs_f64();
+    let found = format!("{found}, {}, {elapsed:.1} s", verdict.completeness);
+    let _ = write!(text, "{what}: {oracle:?}\n  {found}");
     confirmation(&mut text, finding, &lines);
     let _ = write!(text, "\n  {}", summary(finding, &lines));
     let left_out = if lines.len() > SHOWN_IN_FULL {
@@ -49,7 +58,7 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     let shown: Vec<_> = lines.iter().filter(|line| left_out == 0 || line.kind.explains()).collect();
     let columns = Columns::of(&shown);
     for line in shown {
-        let _ = write!(text, "\n  {}", columns.row(line));
+        let _ = write!(text, "\n{}", columns.row(line));
     }
     if left_out > 0 {
         let _ = write!(text, "\n  ({left_out} reads that were fresh are left out)");
@@ -106,8 +115,8 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
         let _ = write!(text, "\n  passes if: {}", repairs.join("  |  "));
     }
     if !finding.verdict.exclusions.is_empty() {
-        let _ =
-            write!(text, "\n  left out of the search: {}", finding.verdict.exclusions.join(", "));
+        let list = verdict.exclusions.join(", ");
+        let _ = write!(text, "\n{}", wrapped("  left out of the search: ", &list));
     }
     if let Some(worlds) = &finding.verdict.worlds {
         let _ = write!(text, "\n  worlds: {worlds}");
@@ -117,6 +126,9 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     }
     if let Some(saved) = &replay.saved {
         let _ = write!(text, "\n  saved:  {saved}");
+    }
+    if let Some(page) = &replay.page {
+        let _ = write!(text, "\n  page:   {page}");
     }
     text
 }
@@ -188,71 +200,178 @@ fn confirmation(text: &mut String, finding: &Finding, lines: &[Line]) {
     };
 }
 
-/// How wide the columns are: as wide as what stands in them, with a least width that suits most runs.
+/// How wide the columns of the steps are: as their longest entry, so that none runs into the next.
 struct Columns {
+    number: usize,
+    what: usize,
     how: usize,
     target: usize,
     site: usize,
+    /// Whether the outcomes are a column too: not if one of them has to go into a line of its own.
+    outcomes_align: bool,
 }
 
 impl Columns {
     fn of(lines: &[&Line]) -> Self {
-        let widest = |least: usize, text: fn(&Line) -> &str| {
-            // What has no text behind it may be as long as it likes.
-            let ends = |line: &&&Line| !line.site.is_empty() || !line.outcome.is_empty();
-            let lengths = lines.iter().filter(ends).map(|line| text(line).chars().count() + 1);
-            lengths.fold(least, usize::max)
+        let named: Vec<_> = lines.iter().copied().filter(|line| is_named(line)).collect();
+        let widest = |text: fn(&Line) -> &str| {
+            named.iter().map(|line| text(line).chars().count()).max().unwrap_or(0)
         };
-        Self {
-            how: widest(8, |line| &line.how),
-            target: widest(30, |line| &line.target),
-            site: widest(26, |line| &line.site),
+        let mut columns = Self {
+            number: lines.iter().map(|line| line.number.to_string().len() + 1).max().unwrap_or(0),
+            what: widest(|line| &line.what),
+            how: widest(|line| &line.how),
+            target: widest(|line| &line.target),
+            site: widest(|line| &line.site),
+            outcomes_align: true,
+        };
+        columns.outcomes_align =
+            named.iter().all(|line| fits(&columns.head(line), "  ", first_line(&line.outcome)));
+        columns
+    }
+
+    /// One step; its outcome in another line if it would be too wide.
+    fn row(&self, line: &Line) -> String {
+        let mut head = self.head(line);
+        if !self.outcomes_align {
+            head.truncate(head.trim_end().len());
+        }
+        let indent = " ".repeat(2 + self.number + 2);
+        let outcome = line.outcome.replace('\n', &format!("\n{indent}"));
+        if fits(&head, "  ", first_line(&outcome)) {
+            format!("{head}  {outcome}").trim_end().to_owned()
+        } else {
+            format!("{}\n{indent}{outcome}", head.trim_end())
         }
     }
 
-    fn row(&self, line: &Line) -> String {
+    fn head(&self, line: &Line) -> String {
+        let Self { number: numbers, what, how, target, site, .. } = *self;
         let number = format!("#{}", line.number);
-        let Self { how, target, site } = self;
-        let row = format!(
-            "{number:<4}{:<9}{:<how$}{:<target$}{:<site$}{}",
-            line.what, line.how, line.target, line.site, line.outcome
-        );
-        row.trim_end().to_owned()
+        if is_named(line) {
+            return format!(
+                "  {number:<numbers$}  {:<what$}  {:<how$}  {:<target$}  {:<site$}",
+                line.what, line.how, line.target, line.site
+            );
+        }
+        let words = [&*line.what, &line.how, &line.target];
+        let words: Vec<_> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        format!("  {number:<numbers$}  {}", words.join("  "))
     }
+}
+
+/// Whether a line is about something that has a short name. What an oracle is called, or an actor does, may be a whole
+/// sentence.
+fn is_named(line: &Line) -> bool {
+    !matches!(line.kind, LineKind::Actor | LineKind::Fault | LineKind::Violation)
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+fn fits(head: &str, gap: &str, tail: &str) -> bool {
+    [head, gap, tail].map(|text| text.chars().count()).iter().sum::<usize>() <= WIDTH
+}
+
+/// Words in as many lines as they need.
+fn wrapped(head: &str, words: &str) -> String {
+    let mut text = head.trim_end().to_owned();
+    let mut width = text.chars().count();
+    for word in words.split(' ') {
+        let length = word.chars().count();
+        if width + 1 + length > WIDTH {
+            text.push_str("\n   ");
+            width = 3;
+        }
+        text.push(' ');
+        text.push_str(word);
+        width += 1 + length;
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::sample::{finding, held};
     use super::*;
-    use crate::lag::model::Release;
+    use crate::lag::model::{Release, Site};
 
     #[test]
     fn the_text_alone_explains_the_race() {
         let replay = Replay {
             command: "cargo test image_is_never_stamped_early".to_owned(),
             saved: Some("laggard-regressions/image_is_never_stamped_early.txt".to_owned()),
+            page: Some("target/laggard/image_is_never_stamped_early.html".to_owned()),
         };
         let text = failure(&finding(), &replay);
         let expected = [
-            "staleness race: \"stamped before rollout\"   found in run 7 of 23, \
-             exhausted within <= 2 stale reads, 0.4 s",
+            "staleness race: \"stamped before rollout\"",
+            "  found in run 7 of 23, exhausted within <= 2 stale reads, 0.4 s",
             "  confirmed by 2 runs from nothing, through the API, step by step the same",
             "  the all-fresh schedule passes; 1 of 1 cached read must be stale:",
-            "  #1  PATCH    apply   statefulsets/n0               [apply-statefulset]       -> rv 1042 (generation 2)",
-            "  #2  CACHE    get     statefulsets/n0               tasks/observe.rs:61       \
-             <- rv 1038 (generation 1)   1 event behind",
-            "  #3  PATCH    status  seinodes/n0                   [status]                  -> rv 1043",
-            "  #4  VIOLATES         stamped before rollout                                  ** currentImage is v2, \
-             but the pod runs v1",
+            "  #1  PATCH  apply   statefulsets/n0  [apply-statefulset]  -> rv 1042 (generation 2)",
+            "  #2  CACHE  get     statefulsets/n0  tasks/observe.rs:61  <- rv 1038 (generation 1), 1 event behind",
+            "  #3  PATCH  status  seinodes/n0      [status]             -> rv 1043",
+            "  #4  VIOLATES  stamped before rollout  ** currentImage is v2, but the pod runs v1",
             "  legal: #2: statefulsets.apps stream at position 0 of 1; held event rv 1042 MODIFIED by #1",
             "  window: the event must come at least 2.1 ms after the reply to its write",
             "  passes if: #2 is a live read (+1 request)  |  #2 waits for rv 1042",
             "  worlds: forked in etcd from one set-up",
             "  replay: LAGGARD_REPLAY='statefulsets/n0@r1:-1' cargo test image_is_never_stamped_early",
             "  saved:  laggard-regressions/image_is_never_stamped_early.txt",
+            "  page:   target/laggard/image_is_never_stamped_early.html",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{text}");
+    }
+
+    #[test]
+    fn a_long_entry_never_runs_into_the_next_and_a_long_outcome_has_a_line_of_its_own() {
+        let mut finding = finding();
+        let Action::Read(read) = &mut finding.run.steps[1].action else { panic!("{finding:?}") };
+        let file = format!("controllers/{}.rs", "observe_the_image_".repeat(3));
+        read.site = Some(Site { file: file.clone(), line: 61 });
+        let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
+        violation.text = "the spec and the status differ:\n- v1\n+ v2".to_owned();
+        let text = failure(&finding, &Replay::default());
+        let rows: Vec<_> = text.lines().collect();
+        let expected = [
+            "  #1  PATCH  apply   statefulsets/n0  [apply-statefulset]  -> rv 1042 (generation 2)",
+            &format!("  #2  CACHE  get     statefulsets/n0  {file}:61"),
+            "      <- rv 1038 (generation 1), 1 event behind",
+            "  #3  PATCH  status  seinodes/n0      [status]  -> rv 1043",
+            "  #4  VIOLATES  stamped before rollout  ** the spec and the status differ:",
+            "      - v1",
+            "      + v2",
+        ];
+        assert_eq!(rows[4..11], expected, "{text}");
+    }
+
+    #[test]
+    fn a_part_and_a_saved_token_say_where_it_was_found() {
+        let mut finding = finding();
+        finding.verdict.shard = Some("2/3".parse().unwrap());
+        let text = failure(&finding, &Replay::default());
+        assert!(text.contains("found in run 7 of 23 (shard 2/3), exhausted"), "{text}");
+        finding.found_in_run = 0;
+        let text = failure(&finding, &Replay::default());
+        assert!(text.contains("found again by a saved token, exhausted"), "{text}");
+    }
+
+    #[test]
+    fn no_line_but_the_command_is_wider_than_a_terminal() {
+        let mut finding = finding();
+        let oracle = "an oracle with a name that says at length what must never be seen anywhere";
+        let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
+        violation.oracle = oracle.to_owned();
+        finding.verdict.exclusions = (1..30).map(|number| format!("exclusion {number}")).collect();
+        let text = failure(&finding, &Replay::default());
+        for line in text.lines().filter(|line| !line.contains("replay:")) {
+            assert!(line.chars().count() <= WIDTH + 2, "{line}");
+        }
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let list = finding.verdict.exclusions.join(", ");
+        assert!(words(&text).join(" ").contains(&list), "{text}");
     }
 
     #[test]
@@ -270,7 +389,7 @@ mod tests {
         let text = failure(&finding, &Replay::default());
         let lines: Vec<_> = text.lines().map(squeeze).collect();
         assert_eq!(
-            lines[2..9],
+            lines[3..10],
             [
                 "the all-fresh schedule passes; a stream must be held back:",
                 "#1 PATCH apply statefulsets/n0 [apply-statefulset] -> rv 1042 (generation 2)",
@@ -325,7 +444,7 @@ mod tests {
         let line = |confirmed| {
             let text = failure(&Finding { confirmed, ..finding() }, &Replay::default());
             let (before, _) = text.split_once("\n  the all-fresh schedule").unwrap();
-            before.lines().skip(1).map(squeeze).collect::<Vec<_>>().join("|")
+            before.lines().skip(2).map(squeeze).collect::<Vec<_>>().join("|")
         };
         assert_eq!(line(Confirmation::NotTried), "seen once: it was not run again");
         let once = line(Confirmation::ThroughApi { runs: 1 });
@@ -355,12 +474,12 @@ mod tests {
         let file = "tests/literature/read_own_write.rs".to_owned();
         read.site = Some(crate::lag::model::Site { file, line: 36 });
         let text = failure(&finding, &Replay::default());
-        assert!(text.contains("read_own_write.rs:36 <- rv 1038"), "{text}");
+        assert!(text.contains("read_own_write.rs:36\n      <- rv 1038"), "{text}");
         let column = |start: &str, mark: &str| {
             let line = text.lines().find(|line| line.trim_start().starts_with(start)).unwrap();
             line.find(mark).unwrap()
         };
-        assert_eq!(column("#1", "->"), column("#2", "<-"), "{text}");
+        assert_eq!(column("#1", "[apply"), column("#2", "tests/"), "{text}");
     }
 
     #[test]
@@ -370,7 +489,7 @@ mod tests {
         // The version that the object had before.
         finding.run.history[2].by = crate::lag::model::Author::SetUp;
         let text = failure(&finding, &Replay::default());
-        let row = text.lines().find(|line| line.contains("PATCH    status")).unwrap();
+        let row = text.lines().find(|line| line.contains("PATCH  status")).unwrap();
         assert!(row.ends_with("-> rv 1043   changes nothing"), "{text}");
     }
 

@@ -5,6 +5,8 @@ mod container;
 mod exploring;
 mod lag;
 mod life;
+mod minors;
 mod readme;
+mod shards;
 mod start;
 mod world;

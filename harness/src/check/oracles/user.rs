@@ -44,8 +44,11 @@ impl<E: fmt::Display> Claim for Result<(), E> {
     }
 }
 
-/// Answers what is wrong, perhaps with no words; `None` if nothing is.
-type Check<A> = Box<dyn Fn(A, &Truth) -> Option<String> + Send + Sync>;
+/// Answers what is wrong with a state, perhaps with no words; `None` if nothing is.
+type OfState = Box<dyn Fn(&Truth) -> Option<String> + Send + Sync>;
+
+/// Answers what is wrong with a write.
+type OfWrite = Box<dyn Fn(&RequestStep, &Truth) -> Option<String> + Send + Sync>;
 
 /// An oracle about states.
 pub(super) struct AboutState {
@@ -54,7 +57,7 @@ pub(super) struct AboutState {
     settled: bool,
     /// What to say where the closure has no words.
     otherwise: &'static str,
-    check: Check<()>,
+    check: OfState,
 }
 
 impl AboutState {
@@ -62,7 +65,7 @@ impl AboutState {
         name: String,
         check: impl Fn(&Truth) -> S + Send + Sync + 'static,
     ) -> Self {
-        let check = Box::new(move |(), truth: &Truth| check(truth).seen());
+        let check = Box::new(move |truth: &Truth| check(truth).seen());
         Self { name, settled: false, otherwise: "it is so", check }
     }
 
@@ -70,7 +73,7 @@ impl AboutState {
         name: String,
         check: impl Fn(&Truth) -> C + Send + Sync + 'static,
     ) -> Self {
-        let check = Box::new(move |(), truth: &Truth| check(truth).broken());
+        let check = Box::new(move |truth: &Truth| check(truth).broken());
         Self { name, settled: false, otherwise: "it is not so", check }
     }
 
@@ -82,7 +85,7 @@ impl AboutState {
     }
 
     fn ask(&self, truth: &Truth, when: &str) -> Option<String> {
-        let said = (self.check)((), truth);
+        let said = (self.check)(truth);
         unreadable(truth).or_else(|| said.map(|text| words(text, self.otherwise, when)))
     }
 }
@@ -96,7 +99,7 @@ impl fmt::Debug for AboutState {
 /// An oracle about writes.
 pub(super) struct AboutWrite {
     name: String,
-    check: Box<dyn Fn(&RequestStep, &Truth) -> Option<String> + Send + Sync>,
+    check: OfWrite,
 }
 
 impl AboutWrite {

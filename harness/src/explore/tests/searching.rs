@@ -324,3 +324,61 @@ fn kept_tokens_are_tried_first_and_those_that_no_longer_fit_are_told() {
     let explored = block_on(whole.run(&Script::new(two_stale))).unwrap();
     assert_eq!(explored.verdict.completeness, exhausted(&[Bound::StaleReads(1)]));
 }
+
+#[test]
+fn who_watches_is_told_of_every_run() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let others = Arc::new(Mutex::new(0));
+    let (seeing, counting) = (Arc::clone(&seen), Arc::clone(&others));
+    let search = Search::new()
+        .clock(|| Duration::from_secs(2))
+        .observe(move |progress| seeing.lock().unwrap().push(*progress))
+        .observe(move |_| *counting.lock().unwrap() += 1);
+    // The last of them, with both reads stale, fails.
+    let subject = Script::new(|asker: &mut Asker| {
+        let stale = asker.read("pods/p", 1) + asker.read("pods/q", 1);
+        fails_if(stale == 2)
+    });
+    let explored = block_on(search.run(&subject)).unwrap();
+    let seen = seen.lock().unwrap();
+    let told: Vec<_> = seen
+        .iter()
+        .map(|progress| (progress.runs, progress.left, progress.level, progress.failures))
+        .collect();
+    assert_eq!(told, [(1, 2, 0, 0), (2, 2, 1, 0), (3, 1, 1, 0), (4, 0, 2, 1)]);
+    assert_eq!(*others.lock().unwrap(), 4);
+    assert_eq!(explored.verdict.failures, 1);
+    // The clock stands still, and so does the time since the start.
+    assert_eq!((seen[3].elapsed, seen[3].runs_per_second()), (Duration::ZERO, None));
+}
+
+#[test]
+fn with_several_under_way_none_is_forgotten() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let seeing = Arc::clone(&seen);
+    let search =
+        Search::new().parallel(4).observe(move |progress| seeing.lock().unwrap().push(*progress));
+    let explored = block_on(search.run(&Script::new(grid(6, 2)))).unwrap();
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len() as u64, explored.verdict.runs);
+    assert!(seen.iter().any(|progress| progress.under_way == 3), "{seen:?}");
+    let last = seen.last().unwrap();
+    assert_eq!((last.left, last.under_way, last.runs), (0, 0, explored.verdict.runs));
+}
+
+#[test]
+fn as_many_records_are_kept_as_asked_for_and_all_are_counted() {
+    let search = Search::new().keep_going().keep_passed(2).keep_failures(1);
+    let subject = || Script::new(|asker: &mut Asker| fails_if(asker.read("pods/p", 6) % 2 == 1));
+    let explored = block_on(search.run(&subject())).unwrap();
+    assert_eq!((explored.verdict.runs, explored.verdict.failures), (7, 3));
+    let kept: Vec<_> = explored.passed.iter().map(|run| (run.number, run.token())).collect();
+    let token = |text: &str| text.parse::<Token>().unwrap();
+    assert_eq!(kept, [(1, Token::default()), (3, token("pods/p@r1:-2"))]);
+    let failed: Vec<_> = explored.failures.iter().map(|run| run.number).collect();
+    assert_eq!(failed, [2]);
+    let baseline = explored.baseline.unwrap();
+    assert_eq!((baseline.len(), baseline[0].point.menu().len()), (1, 7));
+    let explored = block_on(Search::new().keep_going().run(&subject())).unwrap();
+    assert_eq!((explored.passed.len(), explored.failures.len()), (0, 3));
+}
