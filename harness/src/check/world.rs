@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use kube::{
     Api, Client, Resource,
     core::NamespaceResourceScope,
@@ -23,7 +23,10 @@ use super::{
     director::{Chance, Director},
     truth::Truth,
 };
-use crate::lag::{Cache, Lag, Passes, StreamError};
+use crate::{
+    barrier::Barrier,
+    lag::{Cache, Lag, Passes, StreamError},
+};
 
 /// Where a scenario is set up: a namespace with nothing in it.
 #[derive(Clone)]
@@ -175,13 +178,42 @@ impl World {
             + Sync
             + 'static,
     {
-        let _turn = self.state.opening.lock().await;
-        let before = self.lag.open_watches();
         let (store, writer) = reflector::store();
         let stream = watcher(self.api::<K>(), config).backoff(Pause::default()).reflect(writer);
-        self.spawn(stream.for_each(|_| std::future::ready(())));
-        self.lag.stream::<K>().opened_beside(&before).await?;
+        self.feed::<K>(stream).await?;
         Ok(store)
+    }
+
+    /// The same behind a [`Barrier`]; wait for it by [`waiting`](Self::waiting).
+    ///
+    /// # Errors
+    /// As [`store`](Self::store).
+    pub async fn barrier<K>(&self, config: watcher::Config) -> Result<Barrier<K>, StreamError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + fmt::Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+    {
+        let (store, writer) = reflector::store();
+        let barrier = Barrier::new(store, &config);
+        let stream = watcher(self.api::<K>(), config).backoff(Pause::default()).reflect(writer);
+        self.feed::<K>(barrier.track(stream)).await?;
+        Ok(barrier)
+    }
+
+    /// Runs the feed of a store, and waits until its watch is open.
+    async fn feed<K>(&self, stream: impl Stream + Send + 'static) -> Result<(), StreamError>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let _turn = self.state.opening.lock().await;
+        let before = self.lag.open_watches();
+        self.spawn(stream.for_each(|_| std::future::ready(())));
+        self.lag.stream::<K>().opened_beside(&before).await
     }
 
     /// A store whose every read is a choice point of its own: with it, each sequence of answers that the process can
@@ -210,7 +242,7 @@ impl World {
     }
 
     /// Waits inside a pass for something that streams or other actors bring about, such as a
-    /// [`Barrier`](crate::barrier::Barrier) or a condition of an object.
+    /// [`Barrier`] or a condition of an object.
     ///
     /// Without requests nothing moves in an explored run, so this is a point at which it does: see
     /// [`Passes::wait_for`](crate::lag::Passes::wait_for).

@@ -84,12 +84,10 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     for line in lines.iter().filter(|line| line.kind == LineKind::Hold) {
         let Action::Hold(hold) = &run.steps[line.step].action else { continue };
         let stream = run.streams.get(hold.stream).map_or_else(String::new, ToString::to_string);
-        let _ = write!(
-            text,
-            "\n  legal: #{}: a watch may be late; the {stream} stream shows the same events in the same \
-             order, only later",
-            line.number,
+        let why = format!(
+            "a watch may be late; the {stream} stream shows the same events in the same order, only later"
         );
+        let _ = write!(text, "\n{}", wrapped(&format!("  legal: #{}: ", line.number), &why, 4));
     }
     if let Some(window) = finding.window {
         let _ = write!(
@@ -116,7 +114,7 @@ pub fn failure(finding: &Finding, replay: &Replay) -> String {
     }
     if !finding.verdict.exclusions.is_empty() {
         let list = verdict.exclusions.join(", ");
-        let _ = write!(text, "\n{}", wrapped("  left out of the search: ", &list));
+        let _ = write!(text, "\n{}", wrapped("  left out of the search: ", &list, 4));
     }
     if let Some(worlds) = &finding.verdict.worlds {
         let _ = write!(text, "\n  worlds: {worlds}");
@@ -236,13 +234,18 @@ impl Columns {
         if !self.outcomes_align {
             head.truncate(head.trim_end().len());
         }
-        let indent = " ".repeat(2 + self.number + 2);
-        let outcome = line.outcome.replace('\n', &format!("\n{indent}"));
-        if fits(&head, "  ", first_line(&outcome)) {
-            format!("{head}  {outcome}").trim_end().to_owned()
-        } else {
-            format!("{}\n{indent}{outcome}", head.trim_end())
+        let mut outcome = line.outcome.lines();
+        if fits(&head, "  ", first_line(&line.outcome)) {
+            head.push_str("  ");
+            head.push_str(outcome.next().unwrap_or_default());
         }
+        head.truncate(head.trim_end().len());
+        let indent = 2 + self.number + 2;
+        for line in outcome {
+            head.push('\n');
+            head.push_str(&wrapped(&" ".repeat(indent), line, indent));
+        }
+        head
     }
 
     fn head(&self, line: &Line) -> String {
@@ -274,19 +277,23 @@ fn fits(head: &str, gap: &str, tail: &str) -> bool {
     [head, gap, tail].map(|text| text.chars().count()).iter().sum::<usize>() <= WIDTH
 }
 
-/// Words in as many lines as they need.
-fn wrapped(head: &str, words: &str) -> String {
-    let mut text = head.trim_end().to_owned();
+/// Words behind `head` in as many lines as they need; all but the first begin with so many spaces.
+fn wrapped(head: &str, words: &str, indent: usize) -> String {
+    let mut text = head.to_owned();
     let mut width = text.chars().count();
-    for word in words.split(' ') {
+    for (index, word) in words.split(' ').enumerate() {
         let length = word.chars().count();
-        if width + 1 + length > WIDTH {
-            text.push_str("\n   ");
-            width = 3;
+        let space = usize::from(index > 0);
+        if width + space + length > WIDTH && width > indent {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            width = indent;
+        } else if space > 0 {
+            text.push(' ');
+            width += 1;
         }
-        text.push(' ');
         text.push_str(word);
-        width += 1 + length;
+        width += length;
     }
     text
 }
@@ -364,10 +371,11 @@ mod tests {
         let oracle = "an oracle with a name that says at length what must never be seen anywhere";
         let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
         violation.oracle = oracle.to_owned();
+        violation.text = "what was seen, with all that one may want to know of it, ".repeat(4);
         finding.verdict.exclusions = (1..30).map(|number| format!("exclusion {number}")).collect();
         let text = failure(&finding, &Replay::default());
         for line in text.lines().filter(|line| !line.contains("replay:")) {
-            assert!(line.chars().count() <= WIDTH + 2, "{line}");
+            assert!(line.chars().count() <= WIDTH, "{line}");
         }
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let list = finding.verdict.exclusions.join(", ");
@@ -389,7 +397,7 @@ mod tests {
         let text = failure(&finding, &Replay::default());
         let lines: Vec<_> = text.lines().map(squeeze).collect();
         assert_eq!(
-            lines[3..10],
+            lines[3..11],
             [
                 "the all-fresh schedule passes; a stream must be held back:",
                 "#1 PATCH apply statefulsets/n0 [apply-statefulset] -> rv 1042 (generation 2)",
@@ -397,8 +405,8 @@ mod tests {
                 "#3 PATCH status seinodes/n0 [status] -> rv 1043",
                 "#4 VIOLATES stamped before rollout ** currentImage is v2, but the pod runs v1",
                 "#5 RELEASE statefulsets 1 event, to rv 1042, held since #2",
-                "legal: #2: a watch may be late; the statefulsets.apps stream shows the same events in the \
-             same order, only later",
+                "legal: #2: a watch may be late; the statefulsets.apps stream shows the same events in the same",
+                "order, only later",
             ],
             "{text}"
         );

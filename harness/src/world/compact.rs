@@ -40,7 +40,7 @@ impl Worlds {
     /// - Moments, and forks of them, are never affected.
     ///
     /// A server in production compacts every five minutes, and so does that of a plane, but for
-    /// [exploring](crate::PlaneBuilder::exploring) ones, which leave it to this. Dropping the future
+    /// [exploring](crate::plane::PlaneBuilder::exploring) ones, which leave it to this. Dropping the future
     /// does not undo it.
     ///
     /// # Errors

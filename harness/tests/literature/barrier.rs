@@ -1,20 +1,18 @@
 //! A barrier for own writes, itself explored: it lets no stale read through, and never hangs.
 //!
-//! Read after own write, as in the first file, with [`Barrier`] in the place of the live read. And what
+//! Read after own write, as in the first file, with a barrier in the place of the live read. And what
 //! upstream's own barriers were asked in review: what if the object leaves the selector, is deleted or made anew
 //! meanwhile, or the write changes nothing?
 
 use std::time::Duration;
 
 use anyhow::Result;
-use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
-    runtime::{WatchStreamExt as _, reflector, watcher},
+    runtime::{reflector, watcher},
 };
 use laggard::{
-    Barrier,
     barrier::Shown,
     check::{Actor, BoxError, Scenario, SetUp, Step, World},
     lag::model::Needs,
@@ -41,21 +39,11 @@ async fn set_up(world: SetUp) -> Result<()> {
     Ok(())
 }
 
-/// A reflector as a controller has it, behind a barrier.
-async fn barrier(world: &World) -> Result<Barrier<ConfigMap>, BoxError> {
-    let config = watcher::Config::default().labels("app=demo");
-    let (store, writer) = reflector::store();
-    let barrier = Barrier::new(store, &config).within(Duration::from_secs(5));
-    let stream = watcher(world.api(), config).default_backoff().reflect(writer);
-    world.spawn(barrier.track(stream).for_each(|_| std::future::ready(())));
-    world.lag().stream::<ConfigMap>().labels("app=demo").opened().await?;
-    Ok(barrier)
-}
-
 /// One pass: patches "wanted", waits, and reports what its store shows.
 async fn process(world: World, patch: Value, waits: Waits) -> Result<(), BoxError> {
     let (maps, apply) = (world.api::<ConfigMap>(), PatchParams::default());
-    let barrier = barrier(&world).await?;
+    let selected = watcher::Config::default().labels("app=demo");
+    let barrier = world.barrier::<ConfigMap>(selected).await?.within(Duration::from_secs(5));
     let pass = async {
         // A vandal may have been faster.
         let Some(before) = maps.get_opt("wanted").await? else { return Ok(()) };

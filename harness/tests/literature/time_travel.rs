@@ -1,10 +1,8 @@
 //! Time travel: a process lists at resource version 0, sees the past, and deletes by name what has been made anew.
 //!
 //! Figure 5 of "Automatic Reliability Testing for Cluster Management Controllers" (Sieve, OSDI 2022). The process
-//! deletes what is marked obsolete, and remembers what it has deleted, so that mere lag does not mislead it. What it
-//! remembers is gone after a restart, and an API server that is behind shows it the mark again.
-
-use std::collections::HashSet;
+//! deletes what is marked obsolete, and waits until its store shows that, so that mere lag does not mislead it. After a
+//! restart an API server that is behind shows it the mark again.
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -30,25 +28,22 @@ struct Form {
 
 async fn process(world: World, form: Form) -> Result<(), BoxError> {
     let maps = world.api::<ConfigMap>();
-    let store = world.store_with::<ConfigMap>(form.config).await?;
-    let mut deleted = HashSet::new();
-    world
-        .until_settled("demo", || {
-            let obsolete = store.find(|map| value(map, "obsolete").is_some());
-            let new = obsolete.filter(|map| deleted.insert(map.uid()));
-            let (maps, by_uid) = (maps.clone(), form.by_uid);
-            async move {
-                let Some(map) = new else { return };
-                let preconditions = by_uid.then(|| Preconditions {
-                    uid: map.metadata.uid.clone(),
-                    resource_version: None,
-                });
-                let params = DeleteParams { preconditions, ..DeleteParams::default() };
-                // Whoever is not there, or is another one, need not be deleted.
-                let _ = maps.delete(&map.name_any(), &params).await;
-            }
-        })
-        .await?;
+    let barrier = world.barrier::<ConfigMap>(form.config).await?;
+    let pass = || async {
+        let obsolete = barrier.store().find(|map| value(map, "obsolete").is_some());
+        let Some(map) = obsolete else { return Ok(()) };
+        let uid = form.by_uid.then(|| map.metadata.uid.clone()).flatten();
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        match maps.delete(&map.name_any(), &params).await {
+            // Whoever is not there, or is another one, need not be deleted.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+            deleted => drop(deleted?),
+        }
+        world.waiting(barrier.until_shown(&barrier.deleted(&map)?)).await?;
+        Ok::<(), BoxError>(())
+    };
+    world.until_settled("demo", pass).await?;
     Ok(())
 }
 
@@ -96,12 +91,11 @@ async fn a_restart_that_lists_the_past_deletes_the_new_object_unless_it_says_whi
 #[tokio::test]
 async fn a_relist_of_a_streaming_list_is_as_bad() -> Result<()> {
     let plane = crate::plane().await?;
-    let forgetful = |by_uid| {
-        let streaming = watcher::Config::default().streaming_lists();
-        scenario(streaming, by_uid).with_relists().with_restarts()
-    };
+    let forgetful =
+        |by_uid| scenario(watcher::Config::default().streaming_lists(), by_uid).with_relists();
     let finding = crate::found(&plane, forgetful(false)).await?;
-    println!("TOKEN {}", finding.token);
+    let token = "configmaps@f2:relist,configmaps@i1:-2,configmaps@t2:-2";
+    crate::expect(&finding, "uid care", Needs::Staleness, token)?;
     crate::passes(&plane, forgetful(true)).await?;
     plane.stop().await?;
     Ok(())
