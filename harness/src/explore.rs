@@ -14,6 +14,7 @@ mod replay;
 mod sample;
 mod search;
 mod shrink;
+mod states;
 mod subject;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use self::{
     sample::Sample,
     search::{Explored, Passed, Search},
     shrink::{Shrink, Shrunk},
+    states::{Reached, StateId},
     subject::{Ending, Outcome, Subject},
     token::{ParseTokenError, Token},
 };

@@ -71,6 +71,7 @@ mod relist;
 mod replica;
 mod requests;
 mod selector;
+mod state;
 mod streams;
 pub(crate) mod tap;
 mod upstream;
@@ -82,7 +83,6 @@ mod worlds;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::driving::PASSES_BEGIN;
 pub use self::{
     answers::{Answer, AnswerHandle, FlipHandle},
     boundary::{Boundary, ReplyFault, Scheduler, Wait},
@@ -96,6 +96,7 @@ pub use self::{
     requests::{Mark, RequestLog, Requests},
     selector::StreamSelector,
 };
+pub(crate) use self::{driving::PASSES_BEGIN, state::Shapes};
 use self::{
     engine::Engine,
     filter::Filter,

@@ -8,7 +8,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use laggard::Plane;
-use laggard::check::{BuiltIn, Scenario, SetUp, Truth, World};
+use laggard::check::{Actor, BuiltIn, Scenario, SetUp, Truth, World};
 use laggard::lag::model::{Outcome, RequestStep, Verb};
 use seinode_operator::api::{PlanPhase, SeiNode};
 use seinode_operator::controller::{self, Context};
@@ -35,11 +35,11 @@ pub fn node_update(plane: &Arc<Plane>) -> Scenario {
     judged(set_up(scenario, plane)).after_settle(ENDS_WELL, rolled_out)
 }
 
-/// The same, with somebody who deletes the StatefulSet at any moment.
+/// The same, with somebody who deletes the StatefulSet at any moment. The kubelet and the collector act between passes.
 pub fn node_update_disturbed(plane: &Arc<Plane>) -> Scenario {
     let scenario = Scenario::new("node update, disturbed", |world: World| operator(world));
-    judged(set_up(scenario, plane))
-        .actor(garbage_collector())
+    judged_with(set_up(scenario, plane), kubelet().between_passes())
+        .actor(garbage_collector().between_passes())
         .actor(deletion_from_outside())
         // What is left depends on when it was deleted.
         .without(BuiltIn::SameEnd)
@@ -75,9 +75,15 @@ fn set_up(scenario: Scenario, plane: &Arc<Plane>) -> Scenario {
 
 /// The actors that a rollout needs, and what must hold in every one.
 fn judged(scenario: Scenario) -> Scenario {
+    judged_with(scenario, kubelet())
+}
+
+fn judged_with(scenario: Scenario, kubelet: Actor) -> Scenario {
     scenario
+        // A pass keeps nothing: what the context remembers is how long to wait after errors, and which events were told.
+        .with_pure_passes()
         .actor(stateful_set_controller())
-        .actor(kubelet())
+        .actor(kubelet)
         .never(STAMPED_EARLY, stamped_early)
         .never_write(NEW_POD_DELETED, new_pod_deleted)
 }

@@ -39,6 +39,7 @@ pub struct Actor {
     next: Next,
     at_most: Option<usize>,
     by_itself: bool,
+    placed: bool,
     writes: Option<BTreeSet<String>>,
 }
 
@@ -54,6 +55,7 @@ impl Actor {
             next: Arc::new(next),
             at_most: None,
             by_itself: true,
+            placed: true,
             writes: None,
         }
     }
@@ -64,6 +66,13 @@ impl Actor {
         next: impl Fn(&Truth, &Acting) -> Option<Step> + Send + Sync + 'static,
     ) -> Self {
         Self { at_most: Some(1), by_itself: false, ..Self::new(name, next) }
+    }
+
+    /// Acts between two passes, all that there is to do, and at no other moment: its steps are none of the choices of the
+    /// search. For somebody who must be there, and whose timing is not in question.
+    pub fn between_passes(mut self) -> Self {
+        self.placed = false;
+        self
     }
 
     /// Makes at most so many steps in a run.
@@ -92,6 +101,16 @@ impl Actor {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether the search chooses when it acts.
+    pub(super) fn is_placed(&self) -> bool {
+        self.placed
+    }
+
+    /// Whether it matters how many steps it has made.
+    pub(super) fn is_limited(&self) -> bool {
+        self.at_most.is_some()
     }
 
     pub(super) fn acts_by_itself(&self) -> bool {

@@ -14,10 +14,14 @@ use super::{
     truth::Truth,
 };
 use crate::{
-    explore,
+    explore::{self, Reached, StateId},
     lag::{
-        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, StreamError, Wait,
-        model::{Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Run, StreamDescription},
+        Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, Shapes, StreamError,
+        Wait,
+        model::{
+            Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Request, Run,
+            StreamDescription,
+        },
     },
 };
 
@@ -37,8 +41,30 @@ struct Shared {
     restarts: bool,
     relists: bool,
     lost_replies: bool,
+    /// Where states are told: nowhere, if passes are not pure.
+    states: Option<States>,
     state: Mutex<State>,
     record: ChoiceRecord,
+}
+
+/// Tells the search which states the run comes to.
+struct States {
+    choices: explore::Choices,
+    flipping: bool,
+    shapes: Mutex<Shapes>,
+    /// Somebody has been here, so the run ends.
+    known: tokio::sync::Notify,
+}
+
+/// How far the process has come, as far as no view and no object tells it.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// Which of the passes that it calls one by one, or of its loops over passes.
+    place: String,
+    /// What its loop remembers of the steps before this one.
+    acted: bool,
+    commits: usize,
+    choices: usize,
 }
 
 struct State {
@@ -50,11 +76,15 @@ struct State {
     driven: bool,
     waited: bool,
     chances: Vec<(usize, Moment)>,
+    progress: Progress,
+    loops: usize,
+    passes: usize,
+    lost: usize,
     error: Option<BoxError>,
 }
 
 /// Who may act, and what is free.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Chance {
     /// Before a reply: to wait is free.
     WithinAPass,
@@ -70,7 +100,17 @@ impl Director {
         namespace: &str,
         scenario: &Scenario,
         choices: explore::Choices,
+        flipping: bool,
     ) -> Self {
+        let states = scenario.merges_states().then(|| {
+            lag.keep_what_is_told();
+            States {
+                choices: choices.clone(),
+                flipping,
+                shapes: Mutex::new(Shapes::new(namespace)),
+                known: tokio::sync::Notify::new(),
+            }
+        });
         let choices = Choices::new(choices);
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
@@ -82,6 +122,10 @@ impl Director {
             driven: false,
             waited: false,
             chances: Vec::new(),
+            progress: Progress::default(),
+            loops: 0,
+            passes: 0,
+            lost: 0,
             error: None,
         };
         Self {
@@ -92,6 +136,7 @@ impl Director {
                 restarts: scenario.restarts,
                 relists: scenario.relists,
                 lost_replies: scenario.lost_replies,
+                states,
                 state: Mutex::new(state),
                 record,
             }),
@@ -109,7 +154,78 @@ impl Director {
     }
 
     pub(super) fn enter_pass(&self) {
-        self.lock().in_pass = true;
+        let mut state = self.lock();
+        state.in_pass = true;
+        state.passes += 1;
+    }
+
+    /// The process begins a loop over passes.
+    pub(super) fn begin_loop(&self) -> usize {
+        let mut state = self.lock();
+        state.loops += 1;
+        state.loops
+    }
+
+    /// Comes to the beginning of the next round of a loop over passes, from which only `place` is remembered. Never comes
+    /// back if somebody has been there: the run ends.
+    pub(super) async fn begin_round(&self, place: String) {
+        let (commits, choices) = (self.shared.lag.observed(), self.record().len());
+        self.lock().progress = Progress { place: place.clone(), acted: false, commits, choices };
+        self.reach(&place).await;
+    }
+
+    /// Remembers that actors have acted since the round began.
+    pub(super) fn note_acted(&self, acted: bool) {
+        self.lock().progress.acted = acted;
+    }
+
+    /// A pass that the process calls by itself begins.
+    pub(super) fn begin_bare_pass(&self) {
+        let (commits, choices) = (self.shared.lag.observed(), self.record().len());
+        let mut state = self.lock();
+        let place = format!("pass {}", state.passes + 1);
+        state.progress = Progress { place, acted: false, commits, choices };
+    }
+
+    /// Resolves when the run has come to a state that somebody has been in.
+    pub(super) async fn came_to_a_known_state(&self) {
+        match &self.shared.states {
+            Some(states) => states.known.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn reach(&self, place: &str) {
+        let Some(states) = &self.shared.states else { return };
+        let lag = &self.shared.lag;
+        let told = {
+            let state = self.lock();
+            let Progress { place: round, acted, commits, choices } = state.progress.clone();
+            let made: Vec<usize> = self
+                .shared
+                .actors
+                .iter()
+                .zip(&state.made)
+                .map(|(actor, made)| if actor.is_limited() { *made } else { 0 })
+                .collect();
+            format!(
+                "{round} {acted} {} {} {} {made:?} {} {:?}",
+                lag.observed() > commits,
+                self.was_stale_since(choices),
+                state.in_pass,
+                state.lost,
+                state.choices.behind(),
+            )
+        };
+        let id = {
+            let mut shapes = states.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+            lag.state(&mut shapes, &told, states.flipping)
+        };
+        let Some(id) = id else { return };
+        if states.choices.reach(StateId::new(id), place) == Reached::Known {
+            states.known.notify_one();
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(super) fn leave_pass(&self) {
@@ -204,6 +320,8 @@ impl Director {
         let Some(step) = actor.next(made, truth, acting) else { return false };
         let eager = actor.acts_by_itself();
         let (menu, acts_at) = match chance {
+            Chance::WithinAPass if !actor.is_placed() => return false,
+            _ if !actor.is_placed() => (Vec::new(), 0),
             Chance::NothingElse if eager => (Vec::new(), 0),
             Chance::BetweenPasses if eager => {
                 (vec![Alt::other("commit", 0), Alt::other("wait", 1)], 0)
@@ -264,6 +382,11 @@ impl Director {
     }
 }
 
+/// Whether a request only tells people what happened: its reply is in no state, so the one after it would be the same.
+fn is_for_people(request: &Request) -> bool {
+    request.resource == "events" && matches!(request.group.as_str(), "" | "events.k8s.io")
+}
+
 impl Scheduler for Director {
     fn fault(&mut self, boundary: &Boundary) -> Option<ReplyFault> {
         let Shared { restarts, lost_replies, .. } = *self.shared;
@@ -282,21 +405,35 @@ impl Scheduler for Director {
             faults.push(Some(ReplyFault::Restart));
         }
         let taken = state.choices.decide("write", Kind::Fault, menu);
+        state.lost += usize::from(taken > 0);
         faults.get(taken).copied().flatten()
     }
 
     fn environment(&mut self, boundary: &Boundary) -> BoxFuture<'static, ()> {
         self.lock().waited |= boundary.wait.is_some();
         // Before a pass everybody has had a chance already.
-        if boundary.pass.is_some() || !self.lock().in_pass || self.shared.actors.is_empty() {
+        if boundary.pass.is_some() || !self.lock().in_pass {
             return Box::pin(std::future::ready(()));
         }
+        // What was read without a wrapper, and what was waited for, is in no state.
+        let told = boundary.request.as_ref().is_some_and(|request| !is_for_people(request))
+            && !self.lock().waited
+            && !self.lock().driven
+            && self.shared.states.is_some()
+            && self.shared.lag.unwrapped().is_empty();
+        if self.shared.actors.is_empty() && !told {
+            return Box::pin(std::future::ready(()));
+        }
+        let place = boundary.to_string();
         let chance = match boundary.wait {
             Some(Wait::GoesOn) => Chance::NothingElse,
             _ => Chance::WithinAPass,
         };
         let this = self.clone();
         Box::pin(async move {
+            if told {
+                this.reach(&place).await;
+            }
             Self::environment(&this, chance).await;
         })
     }

@@ -56,6 +56,8 @@ pub(super) fn verdict_of_replay(failed: bool) -> Verdict {
         failures: u64::from(failed),
         impossible: 0,
         redundant: 0,
+        merged: 0,
+        looked_again: 0,
         points: 0,
         naive: 1,
         elapsed: Duration::ZERO,

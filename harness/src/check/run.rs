@@ -14,7 +14,7 @@ use super::{
     error::CheckError,
     flips::Seen,
     ground::{Ground, Place, RunError, Source},
-    oracles::{self, BuiltIn, Ends},
+    oracles::{self, BuiltIn, End, Ends},
     reduction::{self, Moment},
     scenario::{BoxError, Scenario},
     world::World,
@@ -79,8 +79,17 @@ impl Subject for Runs<'_> {
 /// What a process has come to.
 struct Ran {
     director: Director,
-    settled: Option<bool>,
+    end: End,
     panic: Option<String>,
+}
+
+/// Why a run goes on no further.
+enum Ended<T> {
+    Process(T),
+    /// It is to begin anew.
+    Restart,
+    /// Another run goes on from here.
+    Known,
 }
 
 impl Runs<'_> {
@@ -90,15 +99,17 @@ impl Runs<'_> {
         if let Some(flip) = &self.flip {
             lag.flip(flip.clone());
         }
-        let director = Director::new(lag, namespace, self.scenario, choices);
+        let flipping = self.flip.is_some();
+        let director = Director::new(lag, namespace, self.scenario, choices, flipping);
         let mut restarts = 0;
         loop {
             let world = World::new(lag, namespace, &director, self.scenario.passes);
             let process = (self.scenario.process)(world.clone());
             let mut process = Box::pin(AssertUnwindSafe(process).catch_unwind());
             let ended = tokio::select! {
-                ended = &mut process => Some(ended),
-                () = lag.restarted(restarts + 1) => None,
+                ended = &mut process => Ended::Process(ended),
+                () = lag.restarted(restarts + 1) => Ended::Restart,
+                () = director.came_to_a_known_state() => Ended::Known,
             };
             // Whatever is under way of it ends here.
             drop(process);
@@ -110,12 +121,15 @@ impl Runs<'_> {
                 return Err(RunError { what, evidence: String::new(), source: Some(error) });
             }
             match ended {
-                None => restarts += 1,
-                Some(Ok(Ok(()))) => return Ok(Ran { director, settled, panic: None }),
-                Some(Ok(Err(error))) => return Err(self.process_failed(place, error)),
-                Some(Err(panic)) => {
+                Ended::Restart => restarts += 1,
+                Ended::Known => return Ok(Ran { director, end: End::NotReached, panic: None }),
+                Ended::Process(Ok(Ok(()))) => {
+                    return Ok(Ran { director, end: End::of(settled), panic: None });
+                }
+                Ended::Process(Ok(Err(error))) => return Err(self.process_failed(place, error)),
+                Ended::Process(Err(panic)) => {
                     let panic = Some(text_of(&*panic));
-                    return Ok(Ran { director, settled, panic });
+                    return Ok(Ran { director, end: End::of(settled), panic });
                 }
             }
         }
@@ -165,11 +179,10 @@ impl Runs<'_> {
             let violation = Violation { oracle: ILLEGAL.to_owned(), text: illegal.to_string() };
             return add_violation(run, violation);
         }
-        let settled = ran.settled.unwrap_or(true);
-        if let Some(violation) = oracles::judge(run, oracles, settled) {
+        if let Some(violation) = oracles::judge(run, oracles, ran.end) {
             return Ending::failed(violation.oracle, violation.text);
         }
-        if oracles.has(BuiltIn::SameEnd) && ran.settled == Some(true) {
+        if oracles.has(BuiltIn::SameEnd) && ran.end == End::Settled {
             let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
             let group = ran.director.disturbances(run);
             if let Some(violation) = oracles::judge_end(run, oracles, &mut ends, &group) {

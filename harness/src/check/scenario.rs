@@ -58,6 +58,7 @@ pub struct Scenario {
     pub(super) restarts: bool,
     pub(super) relists: bool,
     pub(super) lost_replies: bool,
+    pub(super) pure_passes: bool,
     pub(super) passes: u32,
     pub(super) deadline: Duration,
 }
@@ -83,6 +84,7 @@ impl Scenario {
             restarts: false,
             relists: false,
             lost_replies: false,
+            pure_passes: false,
             passes: 30,
             deadline: Duration::from_secs(60),
         }
@@ -132,6 +134,29 @@ impl Scenario {
     pub fn with_lost_replies(mut self) -> Self {
         self.lost_replies = true;
         self
+    }
+
+    /// Promises that a pass depends on nothing but what it reads: what one pass has learnt, the next one knows only from
+    /// the server and from caches. Then what follows from a state is explored once, by whatever way runs have come to it, and
+    /// larger bounds can be exhausted.
+    ///
+    /// A state is all objects (but for events), what each stream shows and what waits in it, what the pass under way has been
+    /// told, and how many steps disturbances have made. Names that are made up do not count: UIDs, resource
+    /// versions but for their order, the namespace, names of `generateName`; nor do moments. Memory in the process does not
+    /// count either, which is why it has to be promised; one run in sixteen that could have been ended is not, and must go the
+    /// way of the other, or the check fails with [`ExploreError::StatesDiffer`](crate::explore::ExploreError::StatesDiffer).
+    ///
+    /// Without effect where restarts or relists are explored, which bring states of long ago back, and for a process that
+    /// [drives](World::drive) a whole controller, whose queue is memory. Where a store is read without a
+    /// [`Cache`](crate::lag::Cache), states are compared between passes alone.
+    pub fn with_pure_passes(mut self) -> Self {
+        self.pure_passes = true;
+        self
+    }
+
+    /// Whether what follows from a state is explored once.
+    pub(super) fn merges_states(&self) -> bool {
+        self.pure_passes && !self.restarts && !self.relists
     }
 
     /// How many passes [`World::until_settled`] and [`World::drive`] make at most; 30 unless said. A run that has not settled by

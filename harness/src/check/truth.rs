@@ -100,9 +100,19 @@ impl Truth {
     }
 
     /// Puts an object there.
-    pub(crate) fn insert(&mut self, resource: &str, key: ObjectKey, object: Value) {
+    pub(crate) fn insert(&mut self, resource: &str, key: ObjectKey, object: Arc<Value>) {
         let objects = self.objects.entry(resource.to_owned()).or_default();
-        objects.insert(key, Some(Arc::new(object)));
+        objects.insert(key, Some(object));
+    }
+
+    /// This state of an object, shared with the one that is there if it is the same.
+    pub(crate) fn share(&self, resource: &str, key: &ObjectKey, object: &Value) -> Arc<Value> {
+        let version = |object: &Value| object.pointer("/metadata/resourceVersion").cloned();
+        let known = self.objects.get(resource).and_then(|objects| objects.get(key)?.as_ref());
+        match known.filter(|known| version(known).is_some_and(|it| Some(it) == version(object))) {
+            Some(known) => Arc::clone(known),
+            None => Arc::new(object.clone()),
+        }
     }
 
     /// Takes in the next change of the history.

@@ -237,6 +237,7 @@ impl World {
 
     /// One pass of the process over `key`. Before it, streams may move and actors may act; the search says how far.
     pub async fn pass<T>(&self, key: impl Into<String>, pass: impl Future<Output = T>) -> T {
+        self.director.begin_bare_pass();
         self.director.environment(Chance::BetweenPasses).await;
         self.bare_pass(key, pass).await
     }
@@ -292,8 +293,12 @@ impl World {
     {
         let mut chance = Chance::BetweenPasses;
         let mut settled = false;
+        let number = self.director.begin_loop();
         for _ in 0..self.passes {
+            let place = format!("the passes {number} over {key}, {chance:?}");
+            self.director.begin_round(place).await;
             let acted = self.director.environment(chance).await;
+            self.director.note_acted(acted);
             let commits = self.lag.observed();
             let choices = self.director.record().chosen().len();
             // What the closure does before its first await is part of the pass.

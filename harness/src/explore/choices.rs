@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{random::Random, token::Token};
+use super::{
+    random::Random,
+    states::{Known, Mark, Reached, StateId},
+    token::Token,
+};
 use crate::lag::model::{Chooser, Chosen, Label, Point, PointId};
 
 /// The choices of one run: decides them, and records the points that were met.
@@ -72,8 +76,45 @@ impl Choices {
     }
 
     fn new(plan: Plan) -> Self {
-        let inner = Inner { plan, met: Vec::new(), divergence: None, misfits: BTreeMap::new() };
+        let inner = Inner {
+            plan,
+            met: Vec::new(),
+            divergence: None,
+            misfits: BTreeMap::new(),
+            marks: Vec::new(),
+            known: None,
+            ended_early: false,
+        };
         Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// With what the search knows of other runs.
+    pub(super) fn knowing(self, known: Known) -> Self {
+        self.lock().known = Some(known);
+        self
+    }
+
+    /// Tells the search which state the run is in; `place` says where that is, in words.
+    ///
+    /// A subject that never calls this is explored as a tree: each sequence of choices is a run. With it, what
+    /// follows from a state is explored once. Two runs that are in one state, and choose alike from there, must meet the same
+    /// points and the same states.
+    pub fn reach(&self, state: StateId, place: impl Into<String>) -> Reached {
+        let mut inner = self.lock();
+        let points = inner.met.len();
+        inner.marks.push(Mark { points, state, place: place.into() });
+        let known = inner.known.as_ref().is_some_and(|known| known.covers(&inner.met, state));
+        if !known {
+            return Reached::New;
+        }
+        inner.ended_early = true;
+        Reached::Known
+    }
+
+    /// The states that were told, and whether the run was ended at the last of them.
+    pub(super) fn marks(&self) -> (Vec<Mark>, bool) {
+        let inner = self.lock();
+        (inner.marks.clone(), inner.ended_early)
     }
 
     /// The points met so far and what was taken there.
@@ -138,6 +179,9 @@ struct Inner {
     divergence: Option<Divergence>,
     /// Named points whose menu has no such label.
     misfits: BTreeMap<PointId, Point>,
+    marks: Vec<Mark>,
+    known: Option<Known>,
+    ended_early: bool,
 }
 
 #[derive(Debug)]

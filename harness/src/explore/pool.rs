@@ -4,7 +4,7 @@ use std::{error::Error, future::Future, pin::Pin, sync::Arc};
 
 use futures::{StreamExt, stream::FuturesOrdered};
 
-use super::{Choices, Divergence, Ending, Outcome, Subject, Token};
+use super::{Choices, Divergence, Ending, Outcome, Subject, Token, states::Mark};
 use crate::lag::model::Chosen;
 
 /// Runs in flight, each with what its maker wants back with it.
@@ -24,6 +24,8 @@ pub(crate) type Finished<S> =
 pub(crate) struct Judged<R> {
     pub(crate) choices: Arc<[Chosen]>,
     pub(crate) outcome: Outcome<R>,
+    pub(super) marks: Vec<Mark>,
+    pub(super) ended_early: bool,
 }
 
 impl<'a, S: Subject, T: Send + 'a> Pool<'a, S, T> {
@@ -59,7 +61,8 @@ pub(crate) async fn run<S: Subject>(subject: &S, choices: Choices) -> Finished<S
         }
     };
     let met = met.map_err(ExploreError::Diverged)?;
-    Ok(Judged { choices: met.into(), outcome })
+    let (marks, ended_early) = choices.marks();
+    Ok(Judged { choices: met.into(), outcome, marks, ended_early })
 }
 
 /// A run that violated an oracle.
@@ -107,6 +110,18 @@ pub enum ExploreError<E: Error + 'static> {
     /// The subject met other points than before with the same choices.
     #[error(transparent)]
     Diverged(Box<Divergence>),
+    /// From one state, two runs with the same choices went different ways.
+    #[error(
+        "two runs were in one state at {place}, and went different ways: something that the state does not \
+         tell decides how a run goes on, such as memory that is kept from one pass to the next; one of \
+         them had the choices {token}"
+    )]
+    StatesDiffer {
+        /// The choices of one of them.
+        token: Token,
+        /// Where they were, in words.
+        place: String,
+    },
     /// A failing run, made again, went another way or ended in another way.
     #[error(
         "the subject is not deterministic: with the choices {token}, line {line} of the trace was \

@@ -19,7 +19,7 @@ pub async fn replay<S: Subject>(
     token: &Token,
 ) -> Result<Option<Failure<S::Record>>, ReplayError<S::Error>> {
     let choices = Choices::named(token);
-    let Judged { choices: met, outcome } = run(subject, choices.clone()).await?;
+    let Judged { choices: met, outcome, .. } = run(subject, choices.clone()).await?;
     let unmatched = choices.unmatched();
     if !unmatched.is_empty() {
         return Err(ReplayError::OutOfDate(OutOfDate {

@@ -116,7 +116,7 @@ impl Sample {
                     if ending.oracle().is_some() {
                         confirm(subject, &judged.choices, &judged.outcome).await?;
                         let number = u64::try_from(seen.len()).unwrap_or(u64::MAX);
-                        let Judged { choices, outcome } = judged;
+                        let Judged { choices, outcome, .. } = judged;
                         failures.push(Failure { number, choices, outcome });
                         if !self.keep_going {
                             by = Ended::Failure;
@@ -145,6 +145,8 @@ impl Sample {
             failures: u64::try_from(failures.len()).unwrap_or(u64::MAX),
             impossible,
             redundant: 0,
+            merged: 0,
+            looked_again: 0,
             points,
             naive,
             elapsed: elapsed(),

@@ -3,17 +3,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use super::{
     Choices, Clock, Ending, ExploreError, Failure, OutOfDate, Outcome, Progress, ReplayError,
     Stopwatch, Subject, Token,
-    pool::{Judged, Pool},
+    pool::{Judged, Pool, run},
     replay::{confirm, replay},
+    states::{Known, Spent, Visited, lock},
 };
-use crate::lag::model::{Alt, Bound, Bounds, Chosen, Completeness, Ended, Kind, Shard, Verdict};
+use crate::lag::model::{Bound, Bounds, Chosen, Completeness, Ended, Shard, Verdict};
+
+/// Of the runs that could end in a state known from another, one in so many goes on, to compare the two.
+const LOOK_AGAIN: u64 = 16;
 
 /// Enumerates the runs of a subject within bounds.
 ///
@@ -163,25 +167,34 @@ impl Search {
             while pool.len() < self.parallel
                 && let Some(node) = state.next_node(pool.len())
             {
-                let choices = node.choices();
+                let choices = state.choices(&node);
                 pool.start(node, choices);
             }
             let Some((node, finished)) = pool.next().await else { break };
             let judged = finished?;
             let taken = state.take(node, &judged);
+            if let Some(place) = taken.departed() {
+                let token = Token::of(&judged.choices);
+                return Err(ExploreError::StatesDiffer { token, place: place.to_owned() });
+            }
             state.tell(pool.len());
             match taken {
                 Taken::Failed => {
+                    // A failure is shown whole, whether another run has been where it leads or not.
+                    let judged = match judged.ended_early {
+                        true => run(subject, Choices::again(Arc::clone(&judged.choices))).await?,
+                        false => judged,
+                    };
                     confirm(subject, &judged.choices, &judged.outcome).await?;
                     let number = state.runs;
-                    let Judged { choices, outcome } = judged;
+                    let Judged { choices, outcome, .. } = judged;
                     state.keep(Failure { number, choices, outcome });
                 }
                 Taken::Passed if state.passed.len() < self.keep_passed => {
-                    let Judged { choices, outcome } = judged;
+                    let Judged { choices, outcome, .. } = judged;
                     state.passed.push(Passed { number: state.runs, choices, outcome });
                 }
-                Taken::Passed | Taken::NotCounted => {}
+                Taken::Passed | Taken::NotCounted | Taken::Departed(_) => {}
             }
         }
         Ok(state.finish())
@@ -282,6 +295,17 @@ enum Taken {
     Failed,
     /// It is impossible, or counted by another part.
     NotCounted,
+    /// From a state in which another run was, it has gone on in another way. Where, in words.
+    Departed(String),
+}
+
+impl Taken {
+    fn departed(&self) -> Option<&str> {
+        match self {
+            Self::Departed(place) => Some(place),
+            _ => None,
+        }
+    }
 }
 
 /// A run that is still to be made: as another run up to a point, then something else.
@@ -305,42 +329,6 @@ impl Node {
     }
 }
 
-/// What the choices of a run cost, by kind.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spent {
-    stale_reads: u32,
-    holds: u32,
-    environment: u32,
-    faults: u32,
-}
-
-impl Spent {
-    fn plus(mut self, kind: Kind, alt: &Alt) -> Self {
-        let account = match kind {
-            Kind::Read | Kind::Init => &mut self.stale_reads,
-            Kind::Boundary | Kind::Trigger => &mut self.holds,
-            Kind::Environment => &mut self.environment,
-            Kind::Fault => &mut self.faults,
-        };
-        *account += u32::from(alt.cost);
-        self
-    }
-
-    fn total(self) -> u32 {
-        self.stale_reads + self.holds + self.environment + self.faults
-    }
-
-    /// The first bound that is exceeded.
-    fn exceeds(self, bounds: &Bounds) -> Option<Bound> {
-        let over = |spent: u32, most: Option<u32>| most.filter(|most| spent > *most);
-        over(self.stale_reads, bounds.stale_reads)
-            .map(Bound::StaleReads)
-            .or_else(|| over(self.holds, bounds.holds).map(Bound::Holds))
-            .or_else(|| over(self.environment, bounds.environment).map(Bound::Environment))
-            .or_else(|| over(self.faults, bounds.faults).map(Bound::Faults))
-    }
-}
-
 struct State<'a, R> {
     search: &'a Search,
     started: Duration,
@@ -349,9 +337,15 @@ struct State<'a, R> {
     frontier: BTreeMap<u32, VecDeque<Node>>,
     /// The cost of the runs in flight.
     level: u32,
-    /// Runs begun, to keep to the limit; runs judged.
+    /// Runs begun, to keep to the limit; runs judged; the same, with those that do not count.
     begun: u64,
     runs: u64,
+    judged: u64,
+    visited: Arc<Mutex<Visited>>,
+    /// Runs that came to a known state; those among them that went on.
+    merged: u64,
+    looked_again: u64,
+    started_runs: u64,
     runs_by_cost: Vec<u64>,
     impossible: u64,
     redundant: u64,
@@ -375,6 +369,11 @@ impl<'a, R> State<'a, R> {
             level: 0,
             begun: 0,
             runs: 0,
+            judged: 0,
+            visited: Arc::new(Mutex::new(Visited::new(search.bounds))),
+            merged: 0,
+            looked_again: 0,
+            started_runs: 0,
             runs_by_cost: Vec::new(),
             impossible: 0,
             redundant: 0,
@@ -418,10 +417,22 @@ impl<'a, R> State<'a, R> {
         node
     }
 
+    /// The choices of a run that begins now.
+    fn choices(&mut self, node: &Node) -> Choices {
+        self.started_runs += 1;
+        node.choices().knowing(Known {
+            visited: Arc::clone(&self.visited),
+            as_of: self.judged,
+            fixed: node.fixed,
+            goes_on: self.started_runs.is_multiple_of(LOOK_AGAIN),
+        })
+    }
+
     /// Counts a finished run and notes what branches from it.
     fn take(&mut self, node: Node, judged: &Judged<R>) -> Taken {
         let choices = &judged.choices;
-        let open = match &judged.outcome.ending {
+        self.judged += 1;
+        let mut open = match &judged.outcome.ending {
             // What was taken at later points is not to blame for a choice that cannot be made, and what
             // would be offered there is not known.
             Ending::Impossible { point, .. } => {
@@ -430,6 +441,20 @@ impl<'a, R> State<'a, R> {
             }
             _ => choices.len(),
         };
+        if open == choices.len() {
+            let mut visited = lock(&self.visited);
+            let compared = &judged.marks[..judged.marks.len() - usize::from(judged.ended_early)];
+            if let Some(mark) = visited.departure(&judged.marks, compared.len(), node.fixed) {
+                return Taken::Departed(mark.place.clone());
+            }
+            let failed = judged.outcome.ending.oracle().is_some();
+            let (marks, number) = (&judged.marks, self.judged);
+            if let Some(known_from) = visited.note(choices, marks, node.fixed, number, failed) {
+                open = known_from;
+                self.merged += 1;
+                self.looked_again += u64::from(!judged.ended_early);
+            }
+        }
         self.branch(&node, choices, open, &judged.outcome.redundant);
         let is_baseline = node.fixed == 0;
         if is_baseline {
@@ -556,6 +581,8 @@ impl<'a, R> State<'a, R> {
             failures: self.failed,
             impossible: self.impossible,
             redundant: self.redundant,
+            merged: self.merged,
+            looked_again: self.looked_again,
             points: self.points,
             naive: self.naive,
             elapsed,

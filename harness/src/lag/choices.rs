@@ -78,6 +78,12 @@ impl<C: Chooser> Choices<C> {
         self.decide(&subject, Kind::Fault, vec![Alt::freshest(), Alt::other("relist", 1)]) > 0
     }
 
+    /// The streams that were left behind at the last boundary at which they could move.
+    pub(crate) fn behind(&self) -> Vec<&str> {
+        let behind = self.behind.iter().filter(|(_, behind)| **behind > 0);
+        behind.map(|(subject, _)| subject.as_str()).collect()
+    }
+
     fn choose(&mut self, id: PointId, menu: Vec<Alt>) -> usize {
         // Menus are made below: not empty, the first free, the labels distinct.
         let Ok(point) = Point::new(id, menu) else { return 0 };

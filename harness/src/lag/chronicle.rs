@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::model::{
-    CachedRead, Fault, Hold, ListVersion, ObjectKey, PointId, Request, Seen, ShownEvent,
+use super::{
+    model::{CachedRead, Fault, Hold, ListVersion, ObjectKey, PointId, Request, Seen, ShownEvent},
+    state::Told,
 };
 
 /// The notes of one run; taken under the lock of the registry, so their order is that of what happened.
@@ -17,6 +18,8 @@ pub(super) struct Chronicle {
     pub(super) acting: Option<String>,
     /// Counts the requests of actors.
     acted: u64,
+    /// What the pass under way has been told, if anybody wants to know.
+    pub(super) told: Option<Vec<Told>>,
 }
 
 #[derive(Debug)]
@@ -117,11 +120,27 @@ pub(super) struct Act {
 
 impl Chronicle {
     pub(super) fn start() -> Self {
-        Self { started: Instant::now(), notes: Vec::new(), acting: None, acted: 0 }
+        Self { started: Instant::now(), notes: Vec::new(), acting: None, acted: 0, told: None }
     }
 
     pub(super) fn note(&mut self, pass: Option<u32>, entry: Entry) {
+        match &entry {
+            Entry::PassStarted { .. } | Entry::PassEnded { .. } => {
+                self.told.as_mut().into_iter().for_each(Vec::clear);
+            }
+            Entry::Fault(Fault::ReplyLost(_)) => {
+                self.tell(|| Told::new("the reply is lost".to_owned(), String::new(), None));
+            }
+            _ => {}
+        }
         self.notes.push(Note { at: self.started.elapsed(), pass, entry });
+    }
+
+    /// Notes what the process is told, if anybody wants to know.
+    pub(super) fn tell(&mut self, told: impl FnOnce() -> Told) {
+        if let Some(all) = &mut self.told {
+            all.push(told());
+        }
     }
 
     pub(super) fn next_act(&mut self) -> u64 {

@@ -72,6 +72,8 @@ pub(super) struct Registry {
     made_in_pass: (u32, HashMap<Like, u32>),
     /// What the next initial lists are to show.
     pub(super) starts: Vec<(Filter, String)>,
+    /// The true state when it was asked for last, and how many events each replica had then.
+    pub(super) truth: Mutex<Option<(Vec<usize>, Truth)>>,
 }
 
 /// Who may have the reply to a list, or open a watch, while a controller begins.

@@ -28,6 +28,7 @@ use super::{
     flips,
     model::{AnsweredBy, Identity, ObjectKey, Outcome, Seen, Verb},
     relist::ListStart,
+    state::Told,
     streams::{Brought, Replay, Start, initial_lines},
     upstream::{Drain, chain},
     wire::{self, Asked},
@@ -502,6 +503,8 @@ struct Ticket {
     from: AnsweredFrom,
     /// The objects of the reply.
     reply: Vec<Seen>,
+    /// All that it says, if anybody wants to know what passes are told.
+    told: Option<Value>,
     /// Whether what came of it is in the record of the run.
     noted: bool,
 }
@@ -521,13 +524,21 @@ impl Ticket {
             }
             number
         });
-        let (by, from) = (AnsweredBy::Server, AnsweredFrom::Server);
-        Self { engine: Arc::clone(engine), number, by, from, reply: Vec::new(), noted: false }
+        Self {
+            engine: Arc::clone(engine),
+            number,
+            by: AnsweredBy::Server,
+            from: AnsweredFrom::Server,
+            reply: Vec::new(),
+            told: None,
+            noted: false,
+        }
     }
 
     /// Notes what the reply says about itself.
     fn answered(&mut self, value: Option<&Value>) {
         let Some(value) = value else { return };
+        self.told = self.engine.look(Registry::tells).then(|| value.clone());
         self.reply = match value.get("items").and_then(Value::as_array) {
             Some(items) => items.iter().filter_map(Seen::of).collect(),
             None => Seen::of(value).into_iter().collect(),
@@ -561,7 +572,11 @@ impl Ticket {
         let Some(request) = self.engine.recorder.get(self.number) else { return };
         let from = if self.by == AnsweredBy::Answer { AnsweredFrom::Test } else { self.from };
         let (request, reply) = (Box::new(request), std::mem::take(&mut self.reply));
-        self.engine.change(|registry| registry.note(Entry::Done { request, from, reply }));
+        let told = self.told.take();
+        self.engine.change(|registry| {
+            registry.tell(&request, told);
+            registry.note(Entry::Done { request, from, reply });
+        });
     }
 }
 
@@ -672,6 +687,27 @@ impl Registry {
                 point: None,
             },
         })
+    }
+
+    /// Whether anybody wants to know what passes are told.
+    fn tells(&self) -> bool {
+        self.chronicle.as_ref().is_some_and(|chronicle| chronicle.told.is_some())
+    }
+
+    /// Notes what a reply tells the pass that gets it.
+    fn tell(&mut self, request: &super::model::Request, value: Option<Value>) {
+        let resource = match request.group.as_str() {
+            "" => request.resource.clone(),
+            group => format!("{}.{group}", request.resource),
+        };
+        if let Some(chronicle) = &mut self.chronicle
+            && !Told::is_for_people(&resource)
+        {
+            chronicle.tell(|| {
+                let (verb, target, outcome) = (request.verb, request.target(), &request.outcome);
+                Told::new(format!("{verb} {target}: {outcome:?}"), resource, value)
+            });
+        }
     }
 
     fn act_begins(&mut self) -> Option<u64> {

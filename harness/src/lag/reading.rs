@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     engine::{Engine, Registry, Which},
     model::{CachedRead, ObjectKey, Objects, Query, Seen, Site, answers_at},
+    state::Told,
 };
 
 /// What of an object its reader looks at.
@@ -85,6 +86,14 @@ pub(super) fn read(
     };
     let answer = menu.swap_remove(taken);
     engine.change(|registry| {
+        let resource = registry.at(which).identity.qualified_resource();
+        if let Some(chronicle) = &mut registry.chronicle {
+            chronicle.tell(|| {
+                let objects = answer.objects.iter().map(|(_, object)| object.clone()).collect();
+                let what = format!("read {:?}", answer.read.query);
+                Told::new(what, resource, Some(objects))
+            });
+        }
         registry.at_mut(which).note_read(answer.read.incarnation, answer.read.position);
     });
     answer

@@ -1,6 +1,9 @@
 //! What whoever runs a whole process needs of a `Lag`: its streams as they open, the true state, who acts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
+};
 
 use super::{
     Lag, Source,
@@ -31,16 +34,7 @@ impl Lag {
 
     /// The true state, as the replicas know it.
     pub(crate) fn truth(&self) -> Truth {
-        self.engine.look(|registry| {
-            let mut truth = Truth::default();
-            for replica in &registry.replicas {
-                let resource = replica.identity.qualified_resource();
-                for (key, object) in replica.newest() {
-                    truth.insert(&resource, key.clone(), object.clone());
-                }
-            }
-            truth
-        })
+        self.engine.look(Registry::truth)
     }
 
     /// How many changes of the server's state have been seen since the beginning.
@@ -132,6 +126,26 @@ impl Lag {
 }
 
 impl Registry {
+    /// The true state; objects that have not changed since the last call are shared with it.
+    fn truth(&self) -> Truth {
+        let counts: Vec<usize> = self.replicas.iter().map(|it| it.events().len()).collect();
+        let mut known = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match known.take() {
+            Some((at, truth)) if at == counts => {
+                return known.insert((at, truth)).1.clone();
+            }
+            before => before.map(|(_, truth)| truth).unwrap_or_default(),
+        };
+        let mut truth = Truth::default();
+        for replica in &self.replicas {
+            let resource = replica.identity.qualified_resource();
+            for (key, object) in replica.newest() {
+                truth.insert(&resource, key.clone(), before.share(&resource, key, object));
+            }
+        }
+        known.insert((counts, truth)).1.clone()
+    }
+
     /// The streams with a watch that is open and was not `before`.
     pub(super) fn opened_beside(&self, before: &OpenWatches) -> impl Iterator<Item = usize> {
         let new = self.open_watches().filter(|watch| !before.0.contains(watch));

@@ -120,6 +120,8 @@ fn verdict(parts: &[(String, Results)]) -> Verdict {
         failures: sum(|verdict| verdict.failures),
         impossible: sum(|verdict| verdict.impossible),
         redundant: sum(|verdict| verdict.redundant),
+        merged: sum(|verdict| verdict.merged),
+        looked_again: sum(|verdict| verdict.looked_again),
         points: verdicts().map(|verdict| verdict.points).max().unwrap_or_default(),
         naive: sum(|verdict| verdict.naive),
         elapsed: verdicts().map(|verdict| verdict.elapsed).max().unwrap_or_default(),

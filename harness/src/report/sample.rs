@@ -99,6 +99,8 @@ pub(super) fn verdict() -> Verdict {
         failures: 1,
         impossible: 0,
         redundant: 0,
+        merged: 0,
+        looked_again: 0,
         points: 14,
         naive: 81_375,
         elapsed: Duration::from_millis(400),

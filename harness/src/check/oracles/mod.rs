@@ -229,18 +229,18 @@ impl fmt::Display for BuiltIn {
 
 /// Judges a run by all oracles but [`BuiltIn::SameEnd`], which needs several: see [`judge_end`].
 ///
-/// `settled` says whether the run came to rest with everything shown. The first violation is put into the
+/// The first violation is put into the
 /// run as a step of its own, right behind the step that shows it, and returned.
-pub(crate) fn judge(run: &mut Run, oracles: &Oracles, settled: bool) -> Option<Violation> {
+pub(crate) fn judge(run: &mut Run, oracles: &Oracles, end: End) -> Option<Violation> {
     let record = Record::of(run);
     // Without that one nobody else would say that the run did not settle.
     let alone = !oracles.has(BuiltIn::NoSpin);
-    let mut found = user::judge(&record, &oracles.states, &oracles.writes, settled, alone);
+    let mut found = user::judge(&record, &oracles.states, &oracles.writes, end, alone);
     let built_in: [(BuiltIn, &dyn Fn() -> Option<Found>); 4] = [
         (BuiltIn::FrozenCache, &|| frozen::judge(&record)),
         (BuiltIn::NoBlindOverwrite, &|| overwrite::judge(&record)),
         (BuiltIn::UidCare, &|| uid::judge(&record)),
-        (BuiltIn::NoSpin, &|| spin::judge(&record, oracles.requests_in_a_pass, settled)),
+        (BuiltIn::NoSpin, &|| spin::judge(&record, oracles.requests_in_a_pass, end)),
     ];
     for (oracle, judge) in built_in {
         if oracles.has(oracle) {
@@ -249,6 +249,30 @@ pub(crate) fn judge(run: &mut Run, oracles: &Oracles, settled: bool) -> Option<V
     }
     let found = found?;
     Some(insert(run, found))
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// The process ended by itself, and nobody asked whether anything was left to do.
+    Finished,
+    /// It came to rest with everything shown.
+    Settled,
+    /// It did not.
+    Restless,
+    /// It was ended where another run goes on.
+    NotReached,
+}
+
+impl End {
+    /// `settled` is `None` if nobody asked.
+    pub(crate) fn of(settled: Option<bool>) -> Self {
+        match settled {
+            None => Self::Finished,
+            Some(true) => Self::Settled,
+            Some(false) => Self::Restless,
+        }
+    }
 }
 
 /// A violation, and the number of steps in front of it.

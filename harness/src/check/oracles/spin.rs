@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{BuiltIn, Found, record::Record};
+use super::{BuiltIn, End, Found, record::Record};
 use crate::lag::model::{Action, Verb};
 
-pub(super) fn judge(record: &Record<'_>, most: usize, settled: bool) -> Option<Found> {
+pub(super) fn judge(record: &Record<'_>, most: usize, end: End) -> Option<Found> {
     let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
     for (index, pass, request) in record.requests_of_passes() {
         if request.request.verb == Verb::Watch {
@@ -25,7 +25,7 @@ pub(super) fn judge(record: &Record<'_>, most: usize, settled: bool) -> Option<F
             return Some(Found::new(index + 1, BuiltIn::NoSpin, text));
         }
     }
-    if settled {
+    if end != End::Restless {
         return None;
     }
     let steps = &record.run.steps;

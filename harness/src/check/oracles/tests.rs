@@ -25,13 +25,13 @@ fn says(oracle: BuiltIn, script: Script) -> Option<(usize, String)> {
     oracles.with(oracle);
     let mut run = script.end().finish();
     let before = run.clone();
-    let violation = judge(&mut run, &oracles, true)?;
+    let violation = judge(&mut run, &oracles, End::Settled)?;
     check(&run).unwrap();
     let (step, inserted) = run.violations().next().unwrap();
     assert_eq!((inserted, &inserted.oracle), (&violation, &oracle.to_string()));
     assert_eq!(run.steps.len(), before.steps.len() + 1);
     oracles.without(oracle);
-    assert_eq!(judge(&mut before.clone(), &oracles, true), None, "it can be turned off");
+    assert_eq!(judge(&mut before.clone(), &oracles, End::Settled), None, "it can be turned off");
     Some((step, violation.text))
 }
 
@@ -337,9 +337,9 @@ fn a_pass_that_asks_without_end_and_a_run_without_rest_spin() {
     assert_eq!(says(BuiltIn::NoSpin, two), None, "each pass counts for itself");
     let mut oracles = Oracles::new();
     oracles.requests_in_a_pass(3);
-    assert!(judge(&mut asking(4).finish(), &oracles, true).is_some());
+    assert!(judge(&mut asking(4).finish(), &oracles, End::Settled).is_some());
     let mut run = asking(2).end().finish();
-    let violation = judge(&mut run, &oracles, false).unwrap();
+    let violation = judge(&mut run, &oracles, End::Restless).unwrap();
     assert_eq!(
         violation.text,
         "the run did not come to rest in 4 steps with 1 passes and 2 requests"
@@ -373,7 +373,7 @@ fn judged(
 ) -> Option<(usize, String, String)> {
     let mut oracles = Oracles::new();
     add(oracles.without(BuiltIn::NoBlindOverwrite));
-    let violation = judge(&mut run, &oracles, settled)?;
+    let violation = judge(&mut run, &oracles, End::of(Some(settled)))?;
     check(&run).unwrap();
     let (step, _) = run.violations().next().unwrap();
     Some((step, violation.oracle, violation.text))

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Found, earliest, record::Record};
+use super::{End, Found, earliest, record::Record};
 use crate::{
     check::Truth,
     lag::model::{Action, Author, Commit, RequestStep},
@@ -133,7 +133,7 @@ pub(super) fn judge(
     record: &Record<'_>,
     states: &[AboutState],
     writes: &[AboutWrite],
-    settled: bool,
+    end_of_run: End,
     alone: bool,
 ) -> Option<Found> {
     let run = record.run;
@@ -176,12 +176,12 @@ pub(super) fn judge(
         found = earliest(found, about(states, &truth, record.shown_after(number), &when));
     }
     for state in states.iter().filter(|state| state.settled) {
-        let text = if settled {
-            state.ask(&truth, "when all was done")
-        } else if alone {
-            Some("the run did not settle, so this could not be asked".to_owned())
-        } else {
-            None
+        let text = match end_of_run {
+            End::Settled | End::Finished => state.ask(&truth, "when all was done"),
+            End::Restless if alone => {
+                Some("the run did not settle, so this could not be asked".to_owned())
+            }
+            End::Restless | End::NotReached => None,
         };
         found = earliest(found, text.map(|text| Found::new(end, &state.name, text)));
     }

@@ -140,6 +140,12 @@ pub struct Verdict {
     /// How many alternatives were left out since others lead to the same.
     #[serde(default)]
     pub redundant: u64,
+    /// How many runs came to a state from which everything is explored already, and were not branched any further.
+    #[serde(default)]
+    pub merged: u64,
+    /// How many of these went on all the same, and went the way of the run that had been there before.
+    #[serde(default)]
+    pub looked_again: u64,
     /// The largest number of choice points in one run.
     pub points: usize,
     /// How many interleavings of single deliveries the runs stand for, where the subject counts them
@@ -186,6 +192,10 @@ impl fmt::Display for Verdict {
         }
         if self.redundant > 0 {
             write!(f, ", {} placements that are as good as later ones", self.redundant)?;
+        }
+        if self.merged > 0 {
+            write!(f, ", {} that came to a state met before", self.merged)?;
+            write!(f, " ({} of them went on, alike)", self.looked_again)?;
         }
         write!(f, ", <= {} choice points, {:.1} s", self.points, self.elapsed.as_secs_f64())?;
         if !self.exclusions.is_empty() {
@@ -448,6 +458,8 @@ mod tests {
             failures: 0,
             impossible: 0,
             redundant: 0,
+            merged: 0,
+            looked_again: 0,
             points: 1,
             naive: 0,
             elapsed: Duration::ZERO,

@@ -43,6 +43,16 @@ impl Stream {
 }
 
 impl<'a> Readable<'a> {
+    /// The oldest view.
+    pub(in crate::lag) fn first(&self) -> &Objects<'a> {
+        &self.first
+    }
+
+    /// What leads from it to the newest one.
+    pub(in crate::lag) fn events(&self) -> &'a [Event] {
+        self.events
+    }
+
     /// What `take` makes of each view, the oldest first; at least one.
     pub(in crate::lag) fn states<T>(&self, take: impl Fn(&Objects<'a>) -> T) -> Vec<T> {
         let mut objects = self.first.clone();
