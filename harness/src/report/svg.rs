@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::lines::{LineKind, lines};
-use super::timeline::{caption, standings};
+use super::timeline::{caption, lanes, standings};
 use crate::lag::model::Run;
 
 const LEFT: usize = 190;
@@ -41,12 +41,12 @@ const STYLE: &str = "\
 pub fn svg(run: &Run) -> String {
     let lines = lines(run);
     let standings = standings(run);
-    let lanes = run.streams.len();
+    let lanes = lanes(run);
     // The captions are as wide as they are, however few the steps.
     let longest = lines.iter().map(|line| caption(line).chars().count()).max().unwrap_or(0);
     let words = longest.max(LEGEND.chars().count()) * CHARACTER + 24;
     let width = (LEFT + COLUMN * lines.len() + 40).max(words);
-    let code = TOP + LANE * (lanes + 1);
+    let code = TOP + LANE * (lanes.len() + 1);
     let captions = code + LANE;
     let height = captions + CAPTION_ROW * (lines.len() + 3);
     let column = |index: usize| LEFT + COLUMN * index + COLUMN / 2;
@@ -86,9 +86,9 @@ pub fn svg(run: &Run) -> String {
             escape(&commit.resource_version)
         );
     }
-    for (stream, record) in run.streams.iter().enumerate() {
-        let y = TOP + LANE * (stream + 1) + LANE / 2;
-        label(&mut out, y, &record.to_string());
+    for (lane, &stream) in lanes.iter().enumerate() {
+        let y = TOP + LANE * (lane + 1) + LANE / 2;
+        label(&mut out, y, &run.streams[stream].to_string());
         for (index, line) in lines.iter().enumerate() {
             let standing = standings[line.step][stream];
             let x = column(index) - COLUMN / 2;
