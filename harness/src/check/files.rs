@@ -269,7 +269,8 @@ mod tests {
 
     #[test]
     fn scenarios_of_one_name_in_two_files_have_files_of_their_own() {
-        let scenario = |file| Scenario { file, ..Scenario::new("a b", |_| async { Ok::<_, io::Error>(()) }) };
+        let scenario =
+            |file| Scenario { file, ..Scenario::new("a b", |_| async { Ok::<_, io::Error>(()) }) };
         assert_eq!(Scenario::new("", |_| async { Ok::<_, io::Error>(()) }).file, file!());
         let directory = Some(PathBuf::from("/r"));
         let files = Files { regressions: directory, ..Files::default() };

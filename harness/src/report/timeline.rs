@@ -24,12 +24,10 @@ impl Standing {
 /// where a flipped read was answered from it.
 pub(super) fn lanes(run: &Run) -> Vec<usize> {
     let answers = |index: usize| {
-        run.requests().any(
-            |(_, read)| matches!(read.source, Source::View { stream, .. } if stream == index),
-        )
+        run.requests()
+            .any(|(_, read)| matches!(read.source, Source::View { stream, .. } if stream == index))
     };
-    let is_shown =
-        |&index: &usize| run.streams[index].role != Role::Replica || answers(index);
+    let is_shown = |&index: &usize| run.streams[index].role != Role::Replica || answers(index);
     (0..run.streams.len()).filter(is_shown).collect()
 }
 

@@ -43,12 +43,18 @@ async fn behind_is_exact_after_every_kind_of_write_in_a_fork(stage: &Stage) -> R
             every_kind_of_write(world.lag(), world.namespace(), other, rounds).await
         }
     };
-    let report = Check::new().without_files().run(&stage.plane, Scenario::new("fences", process)).await?;
+    let report =
+        Check::new().without_files().run(&stage.plane, Scenario::new("fences", process)).await?;
     ensure!(report.verdict.worlds.as_deref() == Some("forked in etcd"), "{report}");
     Ok(())
 }
 
-async fn every_kind_of_write(lag: &Lag, namespace: &str, other: Client, rounds: usize) -> Result<()> {
+async fn every_kind_of_write(
+    lag: &Lag,
+    namespace: &str,
+    other: Client,
+    rounds: usize,
+) -> Result<()> {
     let mut pods = Held::<Pod>::start(lag, namespace).await?;
     let mut widgets = Held::<Widget>::start(lag, namespace).await?;
     let mut sets = Held::<StatefulSet>::start(lag, namespace).await?;

@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 
 use super::stage::{Stage, keys_of_worlds, rounds};
 
-on_each_server!(
-    an_erasure_under_open_watches_is_seen_by_all_of_them,
-);
+on_each_server!(an_erasure_under_open_watches_is_seen_by_all_of_them,);
 
 /// What a test waits for arrives within milliseconds.
 const LIMIT: Duration = Duration::from_secs(20);
