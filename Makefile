@@ -18,7 +18,7 @@ demo: assets ## the race, the wait, the deletion, on a real server
 test: assets ## everything a change must pass
 	scripts/test
 
-soak: assets ## the long tests: 200 kills a backend, and the operator with one line broken
+soak: assets ## the long tests: worlds a thousand times, 200 kills a backend, the operator broken
 	scripts/soak
 
 bench: assets ## the figures, each against its limit (target/bench.jsonl)

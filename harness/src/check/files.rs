@@ -4,10 +4,10 @@ use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use super::{Report, error::CheckError};
+use super::{Report, Scenario, error::CheckError};
 use crate::{
     explore::RegressionsError,
     lag::model::Shard,
@@ -24,16 +24,18 @@ pub(super) struct Files {
 
 impl Files {
     /// The file for the tokens of a scenario that failed once; `None` if there is no place for it.
-    pub(super) fn regressions_of(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn regressions_of(&self, scenario: &Scenario) -> Option<PathBuf> {
         if self.off {
             return None;
         }
+        // cargo says where the package is that it tests.
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let directory = match &self.regressions {
             Some(directory) => directory.clone(),
-            // cargo says where the package is that it tests.
-            None => Path::new(&std::env::var_os("CARGO_MANIFEST_DIR")?).join("laggard-regressions"),
+            None => package.as_ref()?.join("laggard-regressions"),
         };
-        Some(directory.join(format!("{}.txt", file_name(name))))
+        let source = within(package.as_deref(), Path::new(scenario.file)).with_extension("");
+        Some(directory.join(source).join(format!("{}.txt", file_name(&scenario.name))))
     }
 
     /// Writes the results of a check and its page, and notes in the report where the page is.
@@ -100,6 +102,19 @@ fn replace(directory: &Path, file: &Path, text: &str) -> io::Result<()> {
     new.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
     new.persist(file).map_err(|error| error.error)?;
     Ok(())
+}
+
+/// A source file as it is called inside its package. The compiler names one of a workspace relative to that, such as
+/// `harness/tests/it/main.rs`, and one of another place by its whole path.
+fn within(package: Option<&Path>, file: &Path) -> PathBuf {
+    let package = package.unwrap_or(Path::new(""));
+    // The end of the one is the beginning of the other, however deep in the workspace the package is.
+    let inside = package.ancestors().find_map(|root| {
+        let below = package.strip_prefix(root).ok().filter(|below| below.iter().count() > 0)?;
+        file.strip_prefix(below).ok()
+    });
+    let file = file.strip_prefix(package).ok().or(inside).unwrap_or(file);
+    file.components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }
 
 /// `laggard` in the target directory of the test that runs.
@@ -250,6 +265,37 @@ mod tests {
             alone.contains("JOB_COMPLETION_INDEX is not set: is the job an Indexed Job?"),
             "{alone}"
         );
+    }
+
+    #[test]
+    fn scenarios_of_one_name_in_two_files_have_files_of_their_own() {
+        let scenario =
+            |file| Scenario { file, ..Scenario::new("a b", |_| async { Ok::<_, io::Error>(()) }) };
+        assert_eq!(Scenario::new("", |_| async { Ok::<_, io::Error>(()) }).file, file!());
+        let directory = Some(PathBuf::from("/r"));
+        let files = Files { regressions: directory, ..Files::default() };
+        let one = files.regressions_of(&scenario("tests/one.rs")).unwrap();
+        assert_eq!(one, Path::new("/r/tests/one/a-b.txt"));
+        assert_ne!(Some(one), files.regressions_of(&scenario("tests/two.rs")));
+    }
+
+    #[test]
+    fn a_source_file_is_named_from_its_package_on() {
+        for (package, file, expected) in [
+            ("/w/harness", "harness/tests/it.rs", "tests/it.rs"),
+            ("/w/a/harness", "a/harness/tests/it.rs", "tests/it.rs"),
+            ("/w/harness", "tests/it.rs", "tests/it.rs"),
+            ("/w/harness", "/w/harness/tests/it.rs", "tests/it.rs"),
+            ("/w/tests", "tests/it/main.rs", "it/main.rs"),
+            ("/w/harness", "/elsewhere/src/lib.rs", "elsewhere/src/lib.rs"),
+            ("/w/harness", "../elsewhere/src/lib.rs", "elsewhere/src/lib.rs"),
+            ("", "tests/it.rs", "tests/it.rs"),
+        ] {
+            assert_eq!(within(Some(Path::new(package)), Path::new(file)), Path::new(expected));
+        }
+        assert_eq!(within(None, Path::new("/a/b.rs")), Path::new("a/b.rs"));
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(within(Some(package), Path::new(file!())), Path::new("src/check/files.rs"));
     }
 
     #[test]

@@ -142,8 +142,12 @@ impl Check {
         self
     }
 
-    /// The directory for the tokens of failing runs, one file a scenario, which are tried first the next time. By default
+    /// The directory for the tokens of failing runs, which are tried first the next time. By default
     /// `laggard-regressions` beside the manifest of the package under test.
+    ///
+    /// Each scenario has a file of its own, after the source file that calls [`Scenario::new`] and its name:
+    /// `laggard-regressions/tests/nodes/rollout.txt` of the scenario `rollout` in `tests/nodes.rs`. So two of one
+    /// name do not try each other's tokens, unless they are in one file.
     pub fn regressions(mut self, directory: impl Into<PathBuf>) -> Self {
         self.files.regressions = Some(directory.into());
         self
@@ -237,7 +241,7 @@ impl Check {
         scenario: &Scenario,
         forked: Runs<'_>,
     ) -> Result<Report, CheckError> {
-        let file = self.files.regressions_of(&scenario.name);
+        let file = self.files.regressions_of(scenario);
         let mut search = self.search(scenario)?.keep_passed(self.keep_runs);
         search = search.keep_failures(self.keep_runs.max(1));
         for Observer(observer) in self.observers.iter().cloned() {

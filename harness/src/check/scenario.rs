@@ -1,6 +1,6 @@
 //! What is explored: a set-up, a process under test, other actors, and what must hold.
 
-use std::{error::Error, future::Future, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, panic::Location, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 
@@ -51,6 +51,8 @@ pub(super) type Making =
 #[must_use]
 pub struct Scenario {
     pub(super) name: String,
+    /// The source file that it is made in.
+    pub(super) file: &'static str,
     pub(super) set_up: Option<Making>,
     pub(super) process: Process,
     pub(super) actors: Vec<Actor>,
@@ -64,7 +66,9 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// A scenario with this name, which is that of its file of regressions too.
+    /// A scenario with this name. The name, and the source file that this is called in, say which file of saved tokens
+    /// is its own: see [`Check::regressions`](super::Check::regressions).
+    #[track_caller]
     pub fn new<F, R, E>(name: impl Into<String>, process: F) -> Self
     where
         F: Fn(World) -> R + Send + Sync + 'static,
@@ -77,6 +81,7 @@ impl Scenario {
         });
         Self {
             name: name.into(),
+            file: Location::caller().file(),
             set_up: None,
             process,
             actors: Vec::new(),

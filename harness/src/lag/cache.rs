@@ -33,6 +33,28 @@ use super::{
 ///
 /// Lists are in the order of namespaces and names, where a `Store` has none that can be relied on.
 ///
+/// A read carries file and line of the call to its method, and the name of the tracing span it is made in. Where the
+/// code under test reads through a look-up that it is handed, the place is the look-up's, the same for all its
+/// readers. A function or method with `#[track_caller]` carries its reader's place instead. A closure or an `async fn`
+/// cannot; then the span tells the readers apart, as it does for requests.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use k8s_openapi::api::core::v1::ConfigMap;
+/// use kube::runtime::reflector::ObjectRef;
+/// use laggard::lag::Cache;
+///
+/// struct Lookup(Cache<ConfigMap>);
+///
+/// impl Lookup {
+///     #[track_caller]
+///     fn by_name(&self, name: &str) -> Option<Arc<ConfigMap>> {
+///         self.0.get(&ObjectRef::new(name).within("demo"))
+///     }
+/// }
+/// ```
+///
 /// ```no_run
 /// use k8s_openapi::api::core::v1::ConfigMap;
 /// use kube::runtime::reflector::ObjectRef;
@@ -184,7 +206,8 @@ where
         select: &dyn Fn(&Objects<'_>) -> Vec<ObjectKey>,
         compare: Compare,
     ) -> Vec<Arc<K>> {
-        let site = Site { file: site.file().to_owned(), line: site.line() };
+        let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
+        let site = Site { file: site.file().to_owned(), line: site.line(), span };
         let which = Which::Client(self.stream);
         let question = Question { which, query, site: Some(site), compare };
         let answer = reading::read(&self.engine, question, select, self.projection.as_ref());

@@ -287,18 +287,19 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
     }
 }
 
-/// A place in the source. The compiler names files of a workspace relative to it, and those of other packages by their
+/// A place in the source, and the span that it was reached in. The compiler names files of a workspace relative to it, and those of other packages by their
 /// whole path: of such a path the package and what is below it say enough.
 fn place(site: &Site) -> String {
-    let Site { file, line } = site;
+    let Site { file, line, span } = site;
+    let span = span.as_ref().map_or_else(String::new, |span| format!(" [{span}]"));
     if !file.starts_with('/') {
-        return format!("{file}:{line}");
+        return format!("{file}:{line}{span}");
     }
     let parts: Vec<_> = file.split('/').collect();
     let is_root = |part: &&str| matches!(*part, "src" | "tests" | "examples" | "benches");
     let package =
         parts.iter().rposition(is_root).map_or(parts.len().saturating_sub(2), |at| at - 1);
-    format!("{}:{line}", parts[package..].join("/"))
+    format!("{}:{line}{span}", parts[package..].join("/"))
 }
 
 fn of_fault(run: &Run, fault: &Fault) -> Line {
@@ -346,7 +347,10 @@ mod tests {
             ("/src/main.rs", "/src/main.rs:7"),
             ("/b.rs", "/b.rs:7"),
         ] {
-            assert_eq!(place(&Site { file: file.to_owned(), line: 7 }), expected);
+            let site = Site { file: file.to_owned(), line: 7, span: None };
+            assert_eq!(place(&site), expected);
+            let spanned = Site { span: Some("observe-image".to_owned()), ..site };
+            assert_eq!(place(&spanned), format!("{expected} [observe-image]"));
         }
     }
 }

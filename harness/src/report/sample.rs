@@ -75,6 +75,14 @@ pub(super) fn held() -> Finding {
     finding
 }
 
+/// The same run with a stream of the same kind that is private to the harness.
+pub(super) fn with_replica(mut run: Run) -> Run {
+    let mut replica = run.streams[0].clone();
+    replica.role = Role::Replica;
+    run.streams.push(replica);
+    run
+}
+
 /// The results of the search that found it.
 pub(crate) fn results() -> Results {
     let finding = finding();
@@ -146,7 +154,7 @@ fn run() -> Run {
         position: 0,
         query: Query::Get(ObjectKey::namespaced("ns", "n0")),
         answer: vec![seen("1038", Some(1))],
-        site: Some(Site { file: "tasks/observe.rs".to_owned(), line: 61 }),
+        site: Some(Site { file: "tasks/observe.rs".to_owned(), line: 61, span: None }),
         behind: 1,
         stale: true,
         point: None,

@@ -3,14 +3,14 @@
 //! Nothing is told by colour alone: each kind of step has a shape and a caption, and lag is hatched.
 //! The colours follow the reader's preference for a dark background.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
-use super::lines::{LineKind, lines};
-use super::timeline::{caption, standings};
+use super::lines::{Line, LineKind, lines};
+use super::timeline::{caption, lanes, standings};
 use crate::lag::model::Run;
 
 const LEFT: usize = 190;
-const COLUMN: usize = 64;
+const COLUMN: usize = 72;
 const LANE: usize = 46;
 const TOP: usize = 58;
 const CAPTION_ROW: usize = 18;
@@ -41,12 +41,12 @@ const STYLE: &str = "\
 pub fn svg(run: &Run) -> String {
     let lines = lines(run);
     let standings = standings(run);
-    let lanes = run.streams.len();
+    let lanes = lanes(run);
     // The captions are as wide as they are, however few the steps.
     let longest = lines.iter().map(|line| caption(line).chars().count()).max().unwrap_or(0);
     let words = longest.max(LEGEND.chars().count()) * CHARACTER + 24;
     let width = (LEFT + COLUMN * lines.len() + 40).max(words);
-    let code = TOP + LANE * (lanes + 1);
+    let code = TOP + LANE * (lanes.len() + 1);
     let captions = code + LANE;
     let height = captions + CAPTION_ROW * (lines.len() + 3);
     let column = |index: usize| LEFT + COLUMN * index + COLUMN / 2;
@@ -74,31 +74,39 @@ pub fn svg(run: &Run) -> String {
         );
     }
     label(&mut out, TOP + LANE / 2, "server");
-    for commit in &run.history {
-        let Some(step) = commit.step else { continue };
-        let Some(index) = lines.iter().position(|line| line.step >= step) else { continue };
+    for (index, (newest, count)) in commits(run, &lines) {
         let (x, y) = (column(index), TOP + LANE / 2);
+        let several = if count > 1 { format!(" ×{count}") } else { String::new() };
         let _ = writeln!(
             out,
             "<circle class=\"mark full\" cx=\"{x}\" cy=\"{y}\" r=\"5\"/>\
-             <text class=\"soft\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">rv {}</text>",
+             <text class=\"soft\" x=\"{x}\" y=\"{}\" text-anchor=\"middle\">rv {}{several}</text>",
             y - 11,
-            escape(&commit.resource_version)
+            escape(newest)
         );
     }
-    for (stream, record) in run.streams.iter().enumerate() {
-        let y = TOP + LANE * (stream + 1) + LANE / 2;
-        label(&mut out, y, &record.to_string());
+    for (lane, &stream) in lanes.iter().enumerate() {
+        let y = TOP + LANE * (lane + 1) + LANE / 2;
+        label(&mut out, y, &run.streams[stream].to_string());
+        let mut at = 0;
+        for late in lines.chunk_by(|a, b| {
+            let is_late = |line: &Line| standings[line.step][stream].behind() > 0;
+            is_late(a) == is_late(b)
+        }) {
+            if standings[late[0].step][stream].behind() > 0 {
+                let _ = writeln!(
+                    out,
+                    "<rect class=\"lag\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"14\"/>",
+                    column(at) - COLUMN / 2,
+                    y - 7,
+                    COLUMN * late.len()
+                );
+            }
+            at += late.len();
+        }
         for (index, line) in lines.iter().enumerate() {
             let standing = standings[line.step][stream];
             let x = column(index) - COLUMN / 2;
-            if standing.behind() > 0 {
-                let _ = writeln!(
-                    out,
-                    "<rect class=\"lag\" x=\"{x}\" y=\"{}\" width=\"{COLUMN}\" height=\"14\"/>",
-                    y - 7
-                );
-            }
             let _ = writeln!(
                 out,
                 "<line class=\"shown\" x1=\"{x}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\"/>\
@@ -133,6 +141,18 @@ pub fn svg(run: &Run) -> String {
         captions + CAPTION_ROW * (lines.len() + 2)
     );
     out
+}
+
+/// The newest version that was committed with each line, and how many were.
+fn commits<'a>(run: &'a Run, lines: &[Line]) -> BTreeMap<usize, (&'a str, usize)> {
+    let mut commits = BTreeMap::new();
+    for commit in &run.history {
+        let Some(step) = commit.step else { continue };
+        let Some(index) = lines.iter().position(|line| line.step >= step) else { continue };
+        let known = commits.entry(index).or_insert(("", 0));
+        *known = (commit.resource_version.as_str(), known.1 + 1);
+    }
+    commits
 }
 
 fn label(out: &mut String, y: usize, text: &str) {
@@ -184,7 +204,9 @@ mod tests {
     fn lag_and_the_stale_read_are_drawn_without_relying_on_colour() {
         let picture = svg(&finding().run);
         assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>"));
-        assert_eq!(picture.matches("class=\"lag\"").count(), 4, "{picture}");
+        let late = format!("width=\"{}\" height=\"14\"", COLUMN * 4);
+        assert_eq!(picture.matches("class=\"lag\"").count(), 1, "{picture}");
+        assert!(picture.contains(&late), "{picture}");
         assert_eq!(picture.matches("<polygon class=\"mark wrong\"").count(), 1);
         assert!(picture.contains("rv 1042") && picture.contains("prefers-color-scheme: dark"));
     }
@@ -197,7 +219,18 @@ mod tests {
             picture.contains("#2 HOLD statefulsets 1 event (rv 1042 by #1) from here<"),
             "{picture}"
         );
-        assert_eq!(picture.matches("class=\"lag\"").count(), 4, "up to the release: {picture}");
+        let late = format!("width=\"{}\" height=\"14\"", COLUMN * 4);
+        assert!(picture.contains(&late), "up to the release: {picture}");
+    }
+
+    #[test]
+    fn commits_of_one_step_do_not_lie_on_one_another() {
+        let mut run = finding().run;
+        let mut second = run.history[1].clone();
+        second.resource_version = "1044".to_owned();
+        run.history.insert(2, second);
+        let picture = svg(&run);
+        assert!(picture.contains(">rv 1044 ×2<") && !picture.contains(">rv 1042<"), "{picture}");
     }
 
     #[test]

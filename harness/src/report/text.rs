@@ -337,7 +337,7 @@ mod tests {
         let mut finding = finding();
         let Action::Read(read) = &mut finding.run.steps[1].action else { panic!("{finding:?}") };
         let file = format!("controllers/{}.rs", "observe_the_image_".repeat(3));
-        read.site = Some(Site { file: file.clone(), line: 61 });
+        read.site = Some(Site { file: file.clone(), line: 61, span: None });
         let Action::Violation(violation) = &mut finding.run.steps[3].action else { panic!() };
         violation.text = "the spec and the status differ:\n- v1\n+ v2".to_owned();
         let text = failure(&finding, &Replay::default());
@@ -480,7 +480,7 @@ mod tests {
         let mut finding = finding();
         let Action::Read(read) = &mut finding.run.steps[1].action else { panic!("no read") };
         let file = "tests/literature/read_own_write.rs".to_owned();
-        read.site = Some(crate::lag::model::Site { file, line: 36 });
+        read.site = Some(crate::lag::model::Site { file, line: 36, span: None });
         let text = failure(&finding, &Replay::default());
         assert!(text.contains("read_own_write.rs:36\n      <- rv 1038"), "{text}");
         let column = |start: &str, mark: &str| {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::lines::{Line, lines};
-use crate::lag::model::{Action, Run, StreamRecord, compare_resource_versions};
+use crate::lag::model::{Action, Role, Run, Source, StreamRecord, compare_resource_versions};
 
 /// Where one stream stood at one step.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -20,6 +20,17 @@ impl Standing {
     }
 }
 
+/// The streams that a reader is shown, by their index: those of the code under test, and a private one of the harness
+/// where a flipped read was answered from it.
+pub(super) fn lanes(run: &Run) -> Vec<usize> {
+    let answers = |index: usize| {
+        run.requests()
+            .any(|(_, read)| matches!(read.source, Source::View { stream, .. } if stream == index))
+    };
+    let is_shown = |&index: &usize| run.streams[index].role != Role::Replica || answers(index);
+    (0..run.streams.len()).filter(is_shown).collect()
+}
+
 /// The timeline as text: a line a step, with the position of each stream as `shown/committed`.
 ///
 /// Ends without a line break. Empty for a run without steps.
@@ -27,15 +38,18 @@ impl Standing {
 pub fn timeline(run: &Run) -> String {
     let standings = standings(run);
     let mut text = String::from("     ms  ");
-    let widths: Vec<_> = run.streams.iter().map(|stream| stream.to_string().len().max(7)).collect();
-    for (stream, width) in run.streams.iter().zip(&widths) {
-        let _ = write!(text, "{:<width$}  ", stream.to_string());
+    let lanes = lanes(run);
+    let names: Vec<_> = lanes.iter().map(|&lane| run.streams[lane].to_string()).collect();
+    let widths: Vec<_> = names.iter().map(|name| name.len().max(7)).collect();
+    for (name, width) in names.iter().zip(&widths) {
+        let _ = write!(text, "{name:<width$}  ");
     }
     text.push_str("what happened");
     for line in lines(run) {
         let at = run.steps[line.step].at.as_secs_f64() * 1000.0;
         let _ = write!(text, "\n{at:>7.1}  ");
-        for (standing, width) in standings[line.step].iter().zip(&widths) {
+        for (&lane, width) in lanes.iter().zip(&widths) {
+            let standing = standings[line.step][lane];
             let mark = if standing.behind() > 0 { "*" } else { "" };
             let cell = format!("{}/{}{mark}", standing.shown, standing.available);
             let _ = write!(text, "{cell:<width$}  ");
@@ -116,7 +130,7 @@ fn available(run: &Run, stream: &StreamRecord, list: Option<&str>, step: usize) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::finding;
+    use super::super::sample::{finding, with_replica};
     use super::*;
 
     #[test]
@@ -127,5 +141,16 @@ mod tests {
         assert!(rows[1].contains("0/1*") && rows[1].contains("#1 PATCH apply"), "{text}");
         assert!(rows[2].contains("    3.1  0/1*"), "{text}");
         assert_eq!(rows.len(), 5, "{text}");
+    }
+    #[test]
+    fn a_private_stream_has_no_lane_unless_a_read_was_answered_from_it() {
+        let plain = finding();
+        let mut run = with_replica(plain.run.clone());
+        assert_eq!(timeline(&run), timeline(&plain.run));
+        assert_eq!(super::super::svg(&run), super::super::svg(&plain.run));
+        let Action::Request(request) = &mut run.steps[0].action else { panic!("no request") };
+        request.source = Source::View { stream: 1, incarnation: 1, position: 0 };
+        let text = timeline(&run);
+        assert_eq!(text.matches("statefulsets.apps").count(), 2, "{text}");
     }
 }

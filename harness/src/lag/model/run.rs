@@ -354,11 +354,18 @@ pub struct Site {
     pub file: String,
     /// The line, from 1.
     pub line: u32,
+    /// The name of the tracing span that it was read in, as of a request; `None` where no subscriber enables one.
+    #[serde(default)]
+    pub span: Option<String>,
 }
 
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        write!(f, "{}:{}", self.file, self.line)?;
+        match &self.span {
+            Some(span) => write!(f, " [{span}]"),
+            None => Ok(()),
+        }
     }
 }
 

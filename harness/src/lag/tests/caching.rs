@@ -35,6 +35,11 @@ async fn patch(maps: &Api<ConfigMap>, name: &str, value: &str) {
     within(maps.patch(name, &PatchParams::default(), &patch)).await.unwrap();
 }
 
+#[track_caller]
+fn looked_up(cache: &Cache<ConfigMap>, key: &str) -> Option<Arc<ConfigMap>> {
+    cache.get(&name(key))
+}
+
 /// Takes what its list says, then the freshest.
 struct Forced(Vec<usize>);
 
@@ -118,6 +123,16 @@ async fn each_read_is_recorded_with_its_place_and_how_far_it_was_behind() {
     assert!(lines[1].ends_with("1 event behind, stale"), "{text}");
     fixture.lag.clear_reads();
     assert_eq!(fixture.lag.reads().to_string(), "no cached reads");
+    // Through a look-up of the code under test: its reader's place, if it asks for it.
+    let line = line!() + 1;
+    let _ = looked_up(&cache, "a");
+    let reads = fixture.lag.reads();
+    assert_eq!(reads[0].site.as_ref().unwrap().line, line, "{reads}");
+    // And the span, where that cannot be.
+    let reading = || tracing::info_span!("observe-image").in_scope(|| cache.get(&name("a")));
+    tracing::subscriber::with_default(tracing_subscriber::registry(), reading);
+    let reads = fixture.lag.reads();
+    assert!(reads.to_string().contains(" [observe-image]  <- "), "{reads}");
 }
 
 /// Runs `pass` once for each sequence of choices, and returns what it saw each time.

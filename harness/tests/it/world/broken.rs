@@ -7,7 +7,7 @@ use laggard::world::{EtcdAddress, Moment, WorldError, Worlds};
 use serde_json::json;
 
 use super::between::Between;
-use super::stage::{Stage, etcd, keys_of_worlds, request, rounds};
+use super::stage::{Stage, etcd, keys_of_worlds, request, slow_rounds};
 
 /// A plane, and worlds that have their own way to its etcd, which can be cut.
 struct Cut {
@@ -57,7 +57,7 @@ fn changes(moment: &Moment) -> Vec<(i64, String, bool)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_of_etcd_that_breaks_comes_back_and_misses_nothing() -> Result<()> {
     let cut = Cut::start().await?;
-    for round in 0..rounds(15)? {
+    for round in 0..slow_rounds(15, 100)? {
         let source = cut.stage.namespace().await?;
         cut.work(&source, 1).await?;
         let forked = cut.worlds.fork(&cut.worlds.moment(&source).await?).await?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::operations::{COLLECTIONS, Operation, operations};
 use super::stage::{Stage, request, request_as};
 
-on_each_server!(a_fork_of_any_moment_equals_its_source_and_goes_on_as_it_did;);
+on_each_server!(a_fork_of_any_moment_equals_its_source_and_goes_on_as_it_did);
 
 /// Forks each moment of a world that is made through the API server, past ones included, and does
 /// in the fork what was done in the source after it: after each operation the answer and all

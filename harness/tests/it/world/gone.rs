@@ -5,26 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use laggard::Plane;
-use laggard::plane::{BackendKind, Flags};
+use laggard::plane::BackendKind;
 use laggard::world::{EtcdAddress, WorldError, Worlds};
 use serde_json::json;
 
 use super::between::Between;
 use super::stage::{Stage, etcd, keys_of_worlds, request, rounds};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn erasures_under_late_writers_leave_no_key() -> Result<()> {
-    for cache in ["true", "false"] {
-        let flags = Flags::new().set("watch-cache", cache);
-        let builder = Plane::builder().backend(BackendKind::Process).apiserver_flags(flags);
-        let stage = Stage::of(builder).await?;
-        erase_under_late_writers(&stage).await?;
-        stage.stop().await?;
-    }
-    Ok(())
-}
+on_each_server!(erasures_under_late_writers_leave_no_key);
 
-async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
+async fn erasures_under_late_writers_leave_no_key(stage: &Stage) -> Result<()> {
     let source = stage.namespace().await?;
     let maps = format!("/api/v1/namespaces/{source}/configmaps");
     let leases = format!("/apis/coordination.k8s.io/v1/namespaces/{source}/leases");
@@ -33,7 +23,8 @@ async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
     }
     let moment = stage.worlds.moment(&source).await?;
     let late = Arc::new(AtomicUsize::new(0));
-    for _ in 0..rounds(100)? {
+    let rounds = rounds(100)?;
+    for _ in 0..rounds {
         let world = stage.worlds.fork(&moment).await?;
         let (begun, erased) =
             (Arc::new(tokio::sync::Barrier::new(4)), Arc::new(AtomicUsize::new(0)));
@@ -63,7 +54,8 @@ async fn erase_under_late_writers(stage: &Stage) -> Result<()> {
             writer.await?;
         }
     }
-    println!("{} writes that began after an erasure had returned", late.load(Ordering::SeqCst));
+    let late = late.load(Ordering::SeqCst);
+    println!("{rounds} forks and erasures; {late} writes began after an erasure had returned");
     stage.worlds.settle().await?;
     stage.worlds.erase_namespace(&source).await?;
     assert_eq!(keys_of_worlds(&stage.plane).await?, [""; 0]);

@@ -13,16 +13,20 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::between::Between;
-use super::stage::{Stage, etcd, keys_of_worlds, rounds};
+use super::stage::{Stage, etcd, keys_of_worlds, rounds, slow_rounds};
 
 /// Where the child finds etcd, and what it forks.
-const SOCKET: &str = "LAGGARD_TEST_ETCD";
+const ETCD: &str = "LAGGARD_TEST_ETCD";
 const SOURCE: &str = "LAGGARD_TEST_SOURCE";
+const KEEPS: &str = "LAGGARD_TEST_KEEPS";
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fork_that_nobody_waits_for_any_more_leaves_nothing() -> Result<()> {
-    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
-    let source = source(&stage).await?;
+on_each_server!(
+    a_fork_that_nobody_waits_for_any_more_leaves_nothing,
+    what_a_killed_process_left_is_swept,
+);
+
+async fn a_fork_that_nobody_waits_for_any_more_leaves_nothing(stage: &Stage) -> Result<()> {
+    let source = source(stage).await?;
     let moment = stage.worlds.moment(&source).await?;
     let (mut whole, mut dropped) = (0, 0);
     for round in 0..rounds(200)? {
@@ -39,8 +43,8 @@ async fn a_fork_that_nobody_waits_for_any_more_leaves_nothing() -> Result<()> {
     println!("{dropped} given up, {whole} whole");
     assert!(dropped > 0, "nothing was interrupted");
     stage.worlds.settle().await?;
-    assert_eq!(keys_of_others(&stage, &source).await?, [""; 0]);
-    stage.stop().await
+    assert_eq!(keys_of_others(stage, &source).await?, [""; 0]);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,31 +69,32 @@ async fn a_fork_that_fails_in_the_middle_leaves_nothing() -> Result<()> {
     stage.stop().await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_process_left_is_swept() -> Result<()> {
-    let stage = Stage::of(Plane::builder().backend(BackendKind::Process)).await?;
-    let source = source(&stage).await?;
-    let EtcdAddress::Unix(socket) = stage.plane.etcd()? else { anyhow::bail!("no socket") };
+async fn what_a_killed_process_left_is_swept(stage: &Stage) -> Result<()> {
+    let source = source(stage).await?;
     let mut swept = 0;
-    for round in 0..rounds(5)? {
+    for round in 0..slow_rounds(3, 50)? {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--exact", "world::interrupted::in_a_process_that_is_killed"])
             .args(["--ignored", "--nocapture"])
-            .env(SOCKET, &socket)
+            .env(ETCD, text_of(&stage.plane.etcd()?)?)
             .env(SOURCE, &source)
+            .env(KEEPS, (round == 0).to_string())
             .stdout(Stdio::piped())
             .spawn()?;
         let output = BufReader::new(child.stdout.take().context("no output")?);
         tokio::task::spawn_blocking(move || -> Result<()> {
             for line in output.lines() {
-                if line?.contains("forking") {
+                // The first one has a world when it is killed, the others are in the middle of something.
+                if line?.contains(if round == 0 { "forked" } else { "forking" }) {
                     return Ok(());
                 }
             }
             anyhow::bail!("the child ended by itself")
         })
         .await??;
-        tokio::time::sleep(Duration::from_micros(1_700 * round as u64)).await;
+        if round > 0 {
+            tokio::time::sleep(Duration::from_micros(1_700 * (round as u64 - 1))).await;
+        }
         child.kill()?;
         child.wait()?;
         // While its lease lasts nobody can know; then it is dead for everybody.
@@ -99,11 +104,11 @@ async fn what_a_killed_process_left_is_swept() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         swept += stage.worlds.sweep().await?.len();
-        assert_eq!(keys_of_others(&stage, &source).await?, [""; 0], "round {round}");
+        assert_eq!(keys_of_others(stage, &source).await?, [""; 0], "round {round}");
     }
     println!("{swept} worlds were swept");
-    assert!(swept > 0, "no child was killed while it had a world");
-    stage.stop().await
+    assert!(swept > 0, "the first child was killed while it had a world");
+    Ok(())
 }
 
 #[tokio::test]
@@ -130,15 +135,37 @@ async fn an_owner_that_lives_is_never_taken_for_dead() -> Result<()> {
 #[tokio::test]
 #[ignore = "the child process of the tests here"]
 async fn in_a_process_that_is_killed() -> Result<()> {
-    let socket = std::env::var_os(SOCKET).context("no socket")?;
+    let address = address_of(&std::env::var(ETCD).context("the test above has not started this")?)?;
     let source = std::env::var(SOURCE)?;
-    let address = EtcdAddress::Unix(socket.into());
     let worlds = Worlds::with_patience(&address, Duration::from_secs(1)).await?;
     let moment = worlds.moment(&source).await?;
     println!("forking");
+    let keeps = std::env::var(KEEPS)? == "true";
     loop {
         let world = worlds.fork(&moment).await?;
+        if keeps {
+            println!("forked");
+            std::future::pending::<()>().await;
+        }
         worlds.erase(world).await?;
+    }
+}
+
+/// An address as it is handed to the child.
+fn text_of(address: &EtcdAddress) -> Result<String> {
+    let parts = match address {
+        EtcdAddress::Unix(path) => vec![path.to_str().context("no UTF-8")?],
+        EtcdAddress::Tls { address, ca, cert, key } => vec![&**address, ca, cert, key],
+        other => anyhow::bail!("what is {other}?"),
+    };
+    Ok(serde_json::to_string(&parts)?)
+}
+
+fn address_of(text: &str) -> Result<EtcdAddress> {
+    let parts: Vec<String> = serde_json::from_str(text)?;
+    match <[String; 4]>::try_from(parts) {
+        Ok([address, ca, cert, key]) => Ok(EtcdAddress::Tls { address, ca, cert, key }),
+        Err(parts) => Ok(EtcdAddress::Unix(parts.first().context("no path")?.into())),
     }
 }
 

@@ -10,7 +10,7 @@ use laggard::plane::{BackendKind, Controller, Readiness};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::stage::{Stage, request, rounds};
+use super::stage::{Stage, request, slow_rounds};
 
 /// Another process's doing, in steps that no watch of one kind shows.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ async fn a_fork_beside_live_controllers_ends_as_a_world_that_grew() -> Result<()
     assert_ne!(before, expected);
 
     let (mut status_writes, mut more) = (Vec::new(), 0);
-    for round in 0..rounds(5)? {
+    for round in 0..slow_rounds(5, 50)? {
         let world = stage.worlds.fork(&moment).await?;
         world.ready(&stage.client).await?;
         let namespace = world.namespace().to_owned();

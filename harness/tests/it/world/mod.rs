@@ -1,25 +1,25 @@
 //! Worlds on real servers: moments, forks, erasures, and what is left of them.
 //!
-//! What a test claims is claimed of the API server with its watch cache, without it, and in
-//! containers. `LAGGARD_WORLD_ROUNDS` says how often what has to hold every time is tried; the
-//! default is right for a change, and a thousand for a night.
+//! What a test claims is claimed of the API server with its watch cache, without it, as it is tuned for
+//! exploring, and of the first and the last in containers too. `LAGGARD_WORLD_ROUNDS` says how often
+//! what has to hold every time is tried; the default is right for a change, and `make soak` takes a
+//! thousand.
 
 #![expect(clippy::print_stdout, reason = "figures for whoever runs these with --nocapture")]
 #![expect(clippy::type_complexity, reason = "a table of cases is read more easily than its type")]
 
-/// The same tests on each kind of server; those after the semicolon not in containers, where they
-/// would show the same once more.
+/// The same tests on each kind of server.
 macro_rules! on_each_server {
-    ($($test:ident),+; $($process:ident),*) => {
-        on_each_server!(; $($test,)+ $($process),*);
+    ($($test:ident),+ $(,)?) => {
+        on_each_server!(@ cached $($test)+);
+        on_each_server!(@ uncached $($test)+);
+        on_each_server!(@ exploring $($test)+);
         #[cfg(feature = "container")]
         on_each_server!(@ container $($test)+);
+        #[cfg(feature = "container")]
+        on_each_server!(@ container_exploring $($test)+);
     };
-    (; $($process:ident),* $(,)?) => {
-        on_each_server!(@ cached $($process)*);
-        on_each_server!(@ uncached $($process)*);
-    };
-    (@ $server:ident $($test:ident)*) => {
+    (@ $server:ident $($test:ident)+) => {
         mod $server {
             use crate::world::stage::{Server, Stage};
             $(

@@ -6,11 +6,7 @@ use serde_json::{Value, json};
 
 use super::stage::{Stage, request, rounds};
 
-on_each_server!(
-    ;
-    a_role_holds_at_the_first_request,
-    what_a_role_lost_is_lost_at_the_first_request
-);
+on_each_server!(a_role_holds_at_the_first_request, what_a_role_lost_is_lost_at_the_first_request,);
 
 /// Several forks at a time: then the authorizer is behind more often.
 const AT_ONCE: usize = 8;

@@ -1,5 +1,7 @@
 //! A plane with worlds on it, and direct questions to its etcd that share no code with them.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt as _, Full};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -7,6 +9,8 @@ use kube::Client;
 use laggard::Plane;
 use laggard::plane::{BackendKind, Flags, PlaneBuilder, Readiness};
 use laggard::world::{EtcdAddress, Worlds};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, from_value, json};
 
 /// How an API server runs.
@@ -17,9 +21,43 @@ pub(crate) enum Server {
     cached,
     /// Without its watch cache.
     uncached,
+    /// Tuned for exploring.
+    exploring,
     /// In a container, as always otherwise.
     #[cfg(feature = "container")]
     container,
+    /// In a container, tuned for exploring.
+    #[cfg(feature = "container")]
+    container_exploring,
+}
+
+impl Server {
+    fn builder(self) -> PlaneBuilder {
+        let builder = Plane::builder();
+        match self {
+            Self::cached => builder.backend(BackendKind::Process),
+            Self::uncached => {
+                let flags = Flags::new().set("watch-cache", "false");
+                builder.backend(BackendKind::Process).apiserver_flags(flags)
+            }
+            Self::exploring => builder.backend(BackendKind::Process).exploring(),
+            #[cfg(feature = "container")]
+            Self::container => builder.backend(BackendKind::Container),
+            #[cfg(feature = "container")]
+            Self::container_exploring => builder.backend(BackendKind::Container).exploring(),
+        }
+    }
+
+    /// Whether it is there; if not, it says why.
+    async fn can_start(self) -> bool {
+        match self {
+            Self::cached | Self::uncached | Self::exploring => true,
+            #[cfg(feature = "container")]
+            Self::container | Self::container_exploring => {
+                crate::container::docker().await.is_some()
+            }
+        }
+    }
 }
 
 /// What a test of worlds needs.
@@ -32,20 +70,11 @@ pub(crate) struct Stage {
 impl Stage {
     /// `None`, after saying why, if there is no container engine and one is needed.
     pub(crate) async fn start(server: Server) -> Result<Option<Self>> {
-        let builder = Plane::builder().crds([widgets()?]).readiness(Readiness::Full);
-        Ok(match server {
-            Server::cached => Some(Self::of(builder.backend(BackendKind::Process)).await?),
-            Server::uncached => {
-                let flags = Flags::new().set("watch-cache", "false");
-                let builder = builder.backend(BackendKind::Process).apiserver_flags(flags);
-                Some(Self::of(builder).await?)
-            }
-            #[cfg(feature = "container")]
-            Server::container => match crate::container::docker().await {
-                Some(_) => Some(Self::of(builder.backend(BackendKind::Container)).await?),
-                None => None,
-            },
-        })
+        if !server.can_start().await {
+            return Ok(None);
+        }
+        let builder = server.builder().crds([widgets()?]).readiness(Readiness::Full);
+        Ok(Some(Self::of(builder).await?))
     }
 
     pub(crate) async fn of(builder: PlaneBuilder) -> Result<Self> {
@@ -87,6 +116,11 @@ pub(crate) fn rounds(default: usize) -> Result<usize> {
     }
 }
 
+/// The same for what takes seconds: at most so often, whatever is asked for.
+pub(crate) fn slow_rounds(default: usize, most: usize) -> Result<usize> {
+    Ok(rounds(default)?.min(most))
+}
+
 /// One request; the body decides on the content type.
 pub(crate) async fn request(
     client: &Client,
@@ -116,10 +150,37 @@ pub(crate) async fn request_as(
     client.request(request).await
 }
 
-/// Asks a plane's etcd, on its socket.
+/// Asks a plane's etcd.
 pub(crate) async fn etcd(plane: &Plane, path: &'static str, body: Value) -> Result<Value> {
-    let EtcdAddress::Unix(socket) = plane.etcd()? else { anyhow::bail!("it has no socket") };
-    let stream = tokio::net::UnixStream::connect(socket).await?;
+    match plane.etcd()? {
+        EtcdAddress::Unix(socket) => {
+            ask(tokio::net::UnixStream::connect(socket).await?, path, body).await
+        }
+        EtcdAddress::Tls { address, ca, cert, key } => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(ca.as_bytes())?)?;
+            let chain = vec![CertificateDer::from_pem_slice(cert.as_bytes())?];
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(roots)
+                .with_client_auth_cert(chain, key)?;
+            let host = address.rsplit_once(':').context("no port")?.0.to_owned();
+            let stream = tokio::net::TcpStream::connect(&address).await?;
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            let stream = connector.connect(ServerName::try_from(host)?, stream).await?;
+            ask(stream, path, body).await
+        }
+        other => anyhow::bail!("it is at {other}"),
+    }
+}
+
+/// One request on a connection of its own.
+async fn ask<S>(stream: S, path: &'static str, body: Value) -> Result<Value>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await?;
     tokio::spawn(connection);

@@ -7,11 +7,9 @@ use anyhow::{Context as _, Result};
 use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, keys_of_worlds, request, rounds};
+use super::stage::{Stage, keys_of_worlds, rounds};
 
-on_each_server!(
-    an_erasure_under_open_watches_is_seen_by_all_of_them;
-);
+on_each_server!(an_erasure_under_open_watches_is_seen_by_all_of_them,);
 
 /// What a test waits for arrives within milliseconds.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -64,7 +62,7 @@ async fn an_erasure_under_open_watches_is_seen_by_all_of_them(stage: &Stage) -> 
                 }
             }
         }
-        let left = keys_of_worlds_but(stage, &name).await?;
+        let left = keys_of(stage, &name).await?;
         assert_eq!(left, [""; 0], "round {round}");
     }
     // The neighbour's watch has seen nothing of all this, and works.
@@ -79,20 +77,11 @@ async fn an_erasure_under_open_watches_is_seen_by_all_of_them(stage: &Stage) -> 
     Ok(())
 }
 
-/// The keys of a world that was erased, where etcd can be asked directly.
-async fn keys_of_worlds_but(stage: &Stage, erased: &str) -> Result<Vec<String>> {
-    match stage.plane.etcd()? {
-        laggard::world::EtcdAddress::Unix(_) => {
-            let mut keys = keys_of_worlds(&stage.plane).await?;
-            keys.retain(|key| key.contains(erased));
-            Ok(keys)
-        }
-        _ => {
-            let path = format!("/api/v1/namespaces/{erased}/configmaps");
-            let list = request(&stage.client, "GET", &path, None).await?;
-            Ok(list["items"].as_array().into_iter().flatten().map(Value::to_string).collect())
-        }
-    }
+/// The keys of a world that was erased.
+async fn keys_of(stage: &Stage, erased: &str) -> Result<Vec<String>> {
+    let mut keys = keys_of_worlds(&stage.plane).await?;
+    keys.retain(|key| key.contains(erased));
+    Ok(keys)
 }
 
 type Events = futures::stream::BoxStream<'static, Result<Value>>;

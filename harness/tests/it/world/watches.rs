@@ -7,12 +7,12 @@ use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
 use laggard::world::{Resource, World};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, request, rounds};
+use super::stage::{Stage, request, rounds, slow_rounds};
 
 on_each_server!(
-    a_watch_from_before_a_fork_sees_all_of_it_in_order;
+    a_watch_from_before_a_fork_sees_all_of_it_in_order,
     a_watch_that_resumes_at_any_revision_of_a_fork_sees_all_that_follows,
-    a_streaming_list_shows_all_of_a_fork
+    a_streaming_list_shows_all_of_a_fork,
 );
 
 /// What a test waits for arrives within milliseconds.
@@ -47,7 +47,7 @@ async fn a_watch_that_resumes_at_any_revision_of_a_fork_sees_all_that_follows(
 ) -> Result<()> {
     let source = source(stage).await?;
     let moment = stage.worlds.moment(&source).await?;
-    for round in 0..rounds(10)? {
+    for round in 0..slow_rounds(10, 250)? {
         let world = stage.worlds.fork(&moment).await?;
         // With the watch cache the past can be watched from the moment that the cache has it.
         world.ready(&stage.client).await?;
