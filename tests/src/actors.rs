@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use laggard::check::{Acting, Actor, Step, Truth};
+use seinode_operator::api::{NODE_LABEL, SeiNode};
 use serde_json::{Value, json};
 
 use crate::stage::NODE;
@@ -23,7 +24,8 @@ pub fn stateful_set_controller() -> Actor {
 
 fn next_of_stateful_set(truth: &Truth, acting: &Acting) -> Option<Step> {
     let set = truth.get::<StatefulSet>(NODE)?;
-    if set.metadata.deletion_timestamp.is_some() {
+    // One that is somebody else's wants no pods.
+    if set.metadata.deletion_timestamp.is_some() || set.spec.replicas == Some(0) {
         return None;
     }
     let pod = truth.get::<Pod>(&format!("{NODE}-0"));
@@ -94,6 +96,16 @@ fn report(set: &StatefulSet, pod: Option<&Pod>, revision: &str, acting: &Acting)
 }
 
 fn make_pod(set: &StatefulSet, revision: &str, acting: &Acting) -> Step {
+    let pod = pod_of(set, revision);
+    let pods = acting.api::<Pod>();
+    Box::pin(async move {
+        let pod: Pod = serde_json::from_value(pod)?;
+        pods.create(&PostParams::default(), &pod).await?;
+        Ok(())
+    })
+}
+
+fn pod_of(set: &StatefulSet, revision: &str) -> Value {
     let template = &set.spec.template;
     let mut labels = template.metadata.clone().and_then(|meta| meta.labels).unwrap_or_default();
     labels.insert(REVISION.to_owned(), revision.to_owned());
@@ -101,15 +113,9 @@ fn make_pod(set: &StatefulSet, revision: &str, acting: &Acting) -> Step {
         "apiVersion": "apps/v1", "kind": "StatefulSet", "name": NODE, "controller": true,
         "blockOwnerDeletion": true, "uid": set.metadata.uid,
     }]);
-    let pod = json!({
+    json!({
         "metadata": { "name": format!("{NODE}-0"), "labels": labels, "ownerReferences": owner },
         "spec": template.spec,
-    });
-    let pods = acting.api::<Pod>();
-    Box::pin(async move {
-        let pod: Pod = serde_json::from_value(pod)?;
-        pods.create(&PostParams::default(), &pod).await?;
-        Ok(())
     })
 }
 
@@ -161,6 +167,103 @@ pub fn deletion_from_outside() -> Actor {
         let sets = acting.api::<StatefulSet>();
         Some(Box::pin(async move {
             sets.delete(NODE, &DeleteParams::background()).await?;
+            Ok(())
+        }))
+    })
+    .writing::<StatefulSet>()
+}
+
+/// Somebody who evicts the old pod once its controller has a new revision; the controller makes the new one at once.
+pub fn replacement_from_outside() -> Actor {
+    Actor::disturbance("replacement from outside", |truth, acting| {
+        let set = truth.get::<StatefulSet>(NODE)?;
+        let pod = truth.get::<Pod>(&format!("{NODE}-0")).filter(|pod| is_owned(pod, &set))?;
+        let revision = revision(&set);
+        let status = set.status.clone().unwrap_or_default();
+        let observed = status.observed_generation == set.metadata.generation;
+        let old = pod.labels().get(REVISION).is_some_and(|at| *at != revision);
+        if !observed || !old {
+            return None;
+        }
+        let made = make_pod(&set, &revision, acting);
+        let pods = acting.api::<Pod>();
+        Some(Box::pin(async move {
+            pods.delete(&pod.name_any(), &DeleteParams::default()).await?;
+            made.await
+        }))
+    })
+    .writing::<Pod>()
+}
+
+/// Somebody who edits the node, but not what it asks for.
+pub fn edit_from_outside() -> Actor {
+    Actor::disturbance("edit from outside", |truth, acting| {
+        truth.get::<SeiNode>(NODE)?;
+        let note = json!({ "metadata": { "annotations": { "team": "blue" } } });
+        Some(patch_node(acting, note))
+    })
+    .writing::<SeiNode>()
+}
+
+/// Somebody who asks for the first image again.
+pub fn change_of_mind() -> Actor {
+    Actor::disturbance("change of mind", |truth, acting| {
+        truth.get::<SeiNode>(NODE).filter(|node| node.spec.image != "v1")?;
+        Some(patch_node(acting, json!({ "spec": { "image": "v1" } })))
+    })
+    .writing::<SeiNode>()
+}
+
+fn patch_node(acting: &Acting, change: Value) -> Step {
+    let nodes = acting.api::<SeiNode>();
+    Box::pin(async move {
+        nodes.patch(NODE, &PatchParams::default(), &Patch::Merge(change)).await?;
+        Ok(())
+    })
+}
+
+/// Somebody who deletes the StatefulSet and makes it again as it was: a restored backup.
+pub fn recreation_from_outside() -> Actor {
+    Actor::disturbance("recreation from outside", |truth, acting| {
+        let set = truth.get::<StatefulSet>(NODE)?;
+        let again = json!({
+            "metadata": {
+                "name": NODE,
+                "labels": set.metadata.labels,
+                "ownerReferences": set.metadata.owner_references,
+            },
+            "spec": set.spec,
+        });
+        let sets = acting.api::<StatefulSet>();
+        Some(Box::pin(async move {
+            sets.delete(NODE, &DeleteParams::background()).await?;
+            sets.create(&PostParams::default(), &serde_json::from_value(again)?).await?;
+            Ok(())
+        }))
+    })
+    .writing::<StatefulSet>()
+}
+
+/// Somebody who makes a StatefulSet of the node's name where there is none.
+pub fn foreign_set() -> Actor {
+    Actor::disturbance("somebody else", |truth, acting| {
+        if truth.get::<StatefulSet>(NODE).is_some() {
+            return None;
+        }
+        let sets = acting.api::<StatefulSet>();
+        Some(Box::pin(async move {
+            let foreign = json!({
+                "metadata": { "name": NODE },
+                "spec": {
+                    "replicas": 0, "serviceName": NODE,
+                    "selector": { "matchLabels": { NODE_LABEL: NODE } },
+                    "template": {
+                        "metadata": { "labels": { NODE_LABEL: NODE } },
+                        "spec": { "containers": [{ "name": "c", "image": "somebody-elses" }] },
+                    },
+                },
+            });
+            sets.create(&PostParams::default(), &serde_json::from_value(foreign)?).await?;
             Ok(())
         }))
     })
