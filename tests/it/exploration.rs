@@ -48,9 +48,14 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
 #[case::s5_pod_made_late(rollout::pod_made_late)]
 #[case::s11_refused_status(rollout::refused_status)]
 #[case::image_changed_back(rollout::image_changed_back)]
+#[case::image_pulled_slowly(rollout::image_pulled_slowly)]
+#[case::set_deleted(rollout::set_deleted)]
+#[case::set_deleted_slowly(rollout::set_deleted_slowly)]
 #[case::set_recreated(rollout::set_recreated)]
+#[case::set_usurped(rollout::set_usurped)]
+#[case::set_taken_away(rollout::set_taken_away)]
+#[case::template_changed(rollout::template_changed)]
 #[case::foreign_set_in_the_way(rollout::foreign_set_in_the_way)]
-#[case::set_deleted(rollout::node_update_disturbed)]
 #[tokio::test]
 async fn no_view_breaks_the_operator(#[case] scenario: fn(&Arc<Plane>) -> Scenario) -> Result<()> {
     let plane = plane().await?;

@@ -5,7 +5,7 @@
 //! where there is none, and a status that counts.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use laggard::check::{Acting, Actor, Step, Truth};
@@ -122,15 +122,33 @@ fn pod_of(set: &StatefulSet, revision: &str) -> Value {
 /// The kubelet: says of a new pod that its container runs.
 pub fn kubelet() -> Actor {
     Actor::new("kubelet", |truth, acting| {
-        let pod = truth.get::<Pod>(&format!("{NODE}-0"))?;
-        let told = pod.status.is_some_and(|status| status.container_statuses.is_some());
-        let waits = !told && pod.metadata.deletion_timestamp.is_none();
-        waits.then(|| start(acting, json!({ "running": {} })))
+        let waits = told(truth)?.is_none();
+        waits.then(|| tell(acting, json!({ "running": {} })))
     })
     .writing::<Pod>()
 }
 
-fn start(acting: &Acting, state: Value) -> Step {
+/// A kubelet that cannot pull the image at first, and says so.
+pub fn slow_kubelet() -> Actor {
+    Actor::new("kubelet", |truth, acting| {
+        let state = match told(truth)? {
+            None => json!({ "waiting": { "reason": "ImagePullBackOff" } }),
+            Some(state) if state.waiting.is_some() => json!({ "waiting": null, "running": {} }),
+            Some(_) => return None,
+        };
+        Some(tell(acting, state))
+    })
+    .writing::<Pod>()
+}
+
+/// What was said of the container of the pod that is there, if anything.
+fn told(truth: &Truth) -> Option<Option<ContainerState>> {
+    let pod = truth.get::<Pod>(&format!("{NODE}-0"))?;
+    let containers = pod.status.and_then(|status| status.container_statuses).unwrap_or_default();
+    Some(containers.into_iter().find_map(|container| container.state))
+}
+
+fn tell(acting: &Acting, state: Value) -> Step {
     let status = json!({ "status": { "containerStatuses": [{
         "name": "seid", "image": "rewritten-by-the-runtime", "imageID": "", "ready": false,
         "restartCount": 0, "state": state,
@@ -143,30 +161,47 @@ fn start(acting: &Acting, state: Value) -> Step {
     })
 }
 
-/// The garbage collector: removes the pod of a set that is gone.
+/// The garbage collector: removes the pod of a set that is gone, or on its way out, and lets go of such a set.
 pub fn garbage_collector() -> Actor {
     Actor::new("garbage collector", |truth, acting| {
-        let pod = truth.get::<Pod>(&format!("{NODE}-0"))?;
+        let pod = truth.get::<Pod>(&format!("{NODE}-0"));
         let set = truth.get::<StatefulSet>(NODE);
-        if set.is_some_and(|set| is_owned(&pod, &set)) {
-            return None;
+        let going = |set: &StatefulSet| set.metadata.deletion_timestamp.is_some();
+        let (sets, pods) = (acting.api::<StatefulSet>(), acting.api::<Pod>());
+        match (pod, set) {
+            (Some(pod), Some(set)) if is_owned(&pod, &set) && !going(&set) => None,
+            (Some(_), _) => Some(Box::pin(async move {
+                pods.delete(&format!("{NODE}-0"), &DeleteParams::default()).await?;
+                Ok(())
+            }) as Step),
+            (None, Some(set)) if going(&set) => Some(Box::pin(async move {
+                let let_go = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+                sets.patch(NODE, &PatchParams::default(), &let_go).await?;
+                Ok(())
+            })),
+            (None, _) => None,
         }
-        let pods = acting.api::<Pod>();
-        Some(Box::pin(async move {
-            pods.delete(&format!("{NODE}-0"), &DeleteParams::default()).await?;
-            Ok(())
-        }) as Step)
     })
     .writing::<Pod>()
+    .writing::<StatefulSet>()
 }
 
 /// Somebody who deletes the StatefulSet.
 pub fn deletion_from_outside() -> Actor {
-    Actor::disturbance("deletion from outside", |truth, acting| {
+    deletion("deletion from outside", DeleteParams::background())
+}
+
+/// Somebody who deletes the StatefulSet, and wants it to stay until its pod is gone.
+pub fn slow_deletion_from_outside() -> Actor {
+    deletion("deletion in the foreground", DeleteParams::foreground())
+}
+
+fn deletion(name: &str, how: DeleteParams) -> Actor {
+    Actor::disturbance(name, move |truth, acting| {
         truth.get::<StatefulSet>(NODE)?;
-        let sets = acting.api::<StatefulSet>();
+        let (sets, how) = (acting.api::<StatefulSet>(), how.clone());
         Some(Box::pin(async move {
-            sets.delete(NODE, &DeleteParams::background()).await?;
+            sets.delete(NODE, &how).await?;
             Ok(())
         }))
     })
@@ -247,23 +282,67 @@ pub fn recreation_from_outside() -> Actor {
 /// Somebody who makes a StatefulSet of the node's name where there is none.
 pub fn foreign_set() -> Actor {
     Actor::disturbance("somebody else", |truth, acting| {
-        if truth.get::<StatefulSet>(NODE).is_some() {
-            return None;
-        }
+        truth.get::<StatefulSet>(NODE).is_none().then(|| make_foreign_set(acting))
+    })
+    .writing::<StatefulSet>()
+}
+
+/// Somebody who puts a StatefulSet of another kind in the place of the node's.
+pub fn usurper() -> Actor {
+    Actor::disturbance("usurper", |truth, acting| {
+        truth.get::<StatefulSet>(NODE)?;
+        let sets = acting.api::<StatefulSet>();
+        let made = make_foreign_set(acting);
+        Some(Box::pin(async move {
+            sets.delete(NODE, &DeleteParams::background()).await?;
+            made.await
+        }))
+    })
+    .writing::<StatefulSet>()
+}
+
+fn make_foreign_set(acting: &Acting) -> Step {
+    let sets = acting.api::<StatefulSet>();
+    Box::pin(async move {
+        let foreign = json!({
+            "metadata": { "name": NODE },
+            "spec": {
+                "replicas": 0, "serviceName": NODE,
+                "selector": { "matchLabels": { NODE_LABEL: NODE } },
+                "template": {
+                    "metadata": { "labels": { NODE_LABEL: NODE } },
+                    "spec": { "containers": [{ "name": "c", "image": "somebody-elses" }] },
+                },
+            },
+        });
+        sets.create(&PostParams::default(), &serde_json::from_value(foreign)?).await?;
+        Ok(())
+    })
+}
+
+/// Somebody who takes the StatefulSet from the node.
+pub fn orphaning() -> Actor {
+    changed_set("orphaning", |set| {
+        let owned = set.owner_references().iter().any(|owner| owner.controller == Some(true));
+        owned.then(|| json!({ "metadata": { "ownerReferences": null } }))
+    })
+}
+
+/// Somebody who sets another image in the StatefulSet itself.
+pub fn other_template() -> Actor {
+    changed_set("other template", |set| {
+        let image = json!([{ "name": "seid", "image": "v3" }]);
+        let change = json!({ "spec": { "template": { "spec": { "containers": image } } } });
+        (self::image(set) == "v2").then_some(change)
+    })
+}
+
+fn changed_set(name: &str, change: fn(&StatefulSet) -> Option<Value>) -> Actor {
+    Actor::disturbance(name, move |truth, acting| {
+        let change = Patch::Strategic(change(&truth.get::<StatefulSet>(NODE)?)?);
         let sets = acting.api::<StatefulSet>();
         Some(Box::pin(async move {
-            let foreign = json!({
-                "metadata": { "name": NODE },
-                "spec": {
-                    "replicas": 0, "serviceName": NODE,
-                    "selector": { "matchLabels": { NODE_LABEL: NODE } },
-                    "template": {
-                        "metadata": { "labels": { NODE_LABEL: NODE } },
-                        "spec": { "containers": [{ "name": "c", "image": "somebody-elses" }] },
-                    },
-                },
-            });
-            sets.create(&PostParams::default(), &serde_json::from_value(foreign)?).await?;
+            sets.patch(NODE, &PatchParams::default(), &change).await?;
             Ok(())
         }))
     })

@@ -47,7 +47,8 @@ pub(crate) fn stamped_early(write: &RequestStep, before: &Truth) -> Option<Strin
 /// The image was stamped in a pass at whose begin or end a container of it had been started.
 pub(crate) fn stamps_what_was_started(pass: &SeenPass<'_>) -> Result<(), String> {
     let image = |truth: &Truth| status(truth).current_image;
-    let Some(stamped) = image(pass.after()).filter(|now| Some(now) != image(pass.before()).as_ref())
+    let Some(stamped) =
+        image(pass.after()).filter(|now| Some(now) != image(pass.before()).as_ref())
     else {
         return Ok(());
     };
@@ -148,10 +149,10 @@ impl Due {
         let set = truth.get::<StatefulSet>(NODE);
         match (next.kind.as_str(), set) {
             ("apply-statefulset", None) => Some(Self::Apply),
-            ("apply-statefulset", Some(set)) => Some(match is_ours(&set, &node) {
-                true => Self::Apply,
-                false => Self::Fail { because: "the StatefulSet is somebody else's" },
-            }),
+            ("apply-statefulset", Some(set)) if !is_ours(&set, &node) => {
+                Some(Self::Fail { because: "the StatefulSet is somebody else's" })
+            }
+            ("apply-statefulset", Some(set)) => (!is_going(&set)).then_some(Self::Apply),
             ("replace-pod" | "observe-image", None) => {
                 Some(Self::Fail { because: "the StatefulSet is gone" })
             }
@@ -172,6 +173,9 @@ impl Due {
         let image = plan.target.as_ref()?.image.clone();
         if set.uid() != plan.applied().map(|applied| applied.uid.clone()) || !is_ours(set, node) {
             return Some(Self::Fail { because: "the StatefulSet is another one" });
+        }
+        if is_going(set) {
+            return Some(Self::Fail { because: "the StatefulSet is being deleted" });
         }
         let status = set.status.clone().unwrap_or_default();
         let revision = status.update_revision?;
@@ -202,7 +206,9 @@ impl Due {
         };
         match self {
             Self::Apply => complete("apply-statefulset"),
-            Self::Delete { pod: old } => pod(after).is_none_or(|pod| pod.uid().as_ref() != Some(old)),
+            Self::Delete { pod: old } => {
+                pod(after).is_none_or(|pod| pod.uid().as_ref() != Some(old))
+            }
             Self::GoOn => complete("replace-pod"),
             Self::Stamp { image } => status.current_image.as_ref() == Some(image),
             Self::Fail { .. } => status.plan.is_some_and(|plan| plan.phase == PlanPhase::Failed),
@@ -293,6 +299,10 @@ fn revision_of(pod: &Pod) -> Option<&str> {
 fn is_started(pod: &Pod) -> bool {
     let reported = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     reported.filter_map(|container| container.state.as_ref()).any(|state| state.running.is_some())
+}
+
+fn is_going(set: &StatefulSet) -> bool {
+    set.metadata.deletion_timestamp.is_some()
 }
 
 fn owns(set: &StatefulSet, pod: &Pod) -> bool {

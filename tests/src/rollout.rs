@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DeleteParams;
 use laggard::Plane;
-use laggard::check::{BuiltIn, Scenario, SetUp, World};
+use laggard::check::{Actor, BuiltIn, Scenario, SetUp, World};
 use seinode_operator::api::SeiNode;
 use seinode_operator::controller::{self, Context};
 use seinode_operator::readers::Cached;
@@ -19,7 +19,8 @@ use serde_json::Value;
 
 use crate::actors::{
     change_of_mind, deletion_from_outside, edit_from_outside, foreign_set, garbage_collector,
-    kubelet, recreation_from_outside, replacement_from_outside, stateful_set_controller,
+    kubelet, orphaning, other_template, recreation_from_outside, replacement_from_outside,
+    slow_deletion_from_outside, slow_kubelet, stateful_set_controller, usurper,
 };
 pub use crate::oracles::{
     AT_ONCE, ENDS_WELL, FOREIGN_WRITTEN, NEW_POD_DELETED, OLD_COPY, STAMPED_EARLY,
@@ -42,9 +43,14 @@ pub fn suite(plane: &Arc<Plane>) -> Vec<Scenario> {
         pod_made_late,
         refused_status,
         image_changed_back,
+        image_pulled_slowly,
         set_recreated,
+        set_usurped,
+        set_taken_away,
+        template_changed,
         foreign_set_in_the_way,
-        node_update_disturbed,
+        set_deleted,
+        set_deleted_slowly,
     ]
     .map(|scenario| scenario(plane))
     .into()
@@ -57,8 +63,8 @@ pub fn node_update(plane: &Arc<Plane>) -> Scenario {
 
 /// The same, judged only by what must never happen: what waits longer than it has to passes.
 pub fn node_update_safely(plane: &Arc<Plane>) -> Scenario {
-    let scenario = Scenario::new("node update, safety alone", |world: World| operator(world));
-    ends_rolled_out(never_wrong(set_up(scenario, plane, Begin::Planned)))
+    let scenario = begun("node update, safety alone", plane, Begin::Planned);
+    ends_rolled_out(never_wrong(scenario.actor(kubelet())))
 }
 
 /// The same from the moment at which the other image was asked for: no plan is there yet (S10).
@@ -90,21 +96,50 @@ pub fn image_changed_back(plane: &Arc<Plane>) -> Scenario {
     ends_rolled_out(scenario.actor(change_of_mind()))
 }
 
-/// Somebody puts another StatefulSet of the node in place of the one that was applied.
-pub fn set_recreated(plane: &Arc<Plane>) -> Scenario {
-    let scenario = scenario("set recreated", plane, Begin::Planned);
-    ends_somehow(scenario.actor(garbage_collector()).actor(recreation_from_outside()))
+/// The new image cannot be pulled at first (W16).
+pub fn image_pulled_slowly(plane: &Arc<Plane>) -> Scenario {
+    let scenario = never_wrong(begun("image pulled slowly", plane, Begin::Planned));
+    ends_rolled_out(at_once(scenario.actor(slow_kubelet())))
 }
 
-/// The StatefulSet is gone when the rollout begins, and somebody makes one of its name.
+/// Somebody deletes the StatefulSet at any moment (S6).
+pub fn set_deleted(plane: &Arc<Plane>) -> Scenario {
+    interfered("set deleted", plane, deletion_from_outside())
+}
+
+/// The same, and it stays until its pod is gone (W17).
+pub fn set_deleted_slowly(plane: &Arc<Plane>) -> Scenario {
+    interfered("set deleted slowly", plane, slow_deletion_from_outside())
+}
+
+/// Somebody puts another StatefulSet of the node in place of the one that was applied (W17).
+pub fn set_recreated(plane: &Arc<Plane>) -> Scenario {
+    interfered("set recreated", plane, recreation_from_outside())
+}
+
+/// Somebody puts a StatefulSet of their own in its place (W17).
+pub fn set_usurped(plane: &Arc<Plane>) -> Scenario {
+    interfered("set usurped", plane, usurper())
+}
+
+/// Somebody takes the StatefulSet from the node (W17).
+pub fn set_taken_away(plane: &Arc<Plane>) -> Scenario {
+    interfered("set taken away", plane, orphaning())
+}
+
+/// Somebody has the StatefulSet roll out another image (W3).
+pub fn template_changed(plane: &Arc<Plane>) -> Scenario {
+    interfered("template changed", plane, other_template())
+}
+
+fn interfered(name: &str, plane: &Arc<Plane>, somebody: Actor) -> Scenario {
+    let scenario = scenario(name, plane, Begin::Planned);
+    ends_somehow(scenario.actor(garbage_collector()).actor(somebody))
+}
+
+/// The StatefulSet is gone when the rollout begins, and somebody makes one of its name (W17).
 pub fn foreign_set_in_the_way(plane: &Arc<Plane>) -> Scenario {
     ends_somehow(scenario("foreign set", plane, Begin::WithoutSet).actor(foreign_set()))
-}
-
-/// The NodeUpdate, with somebody who deletes the StatefulSet at any moment.
-pub fn node_update_disturbed(plane: &Arc<Plane>) -> Scenario {
-    let scenario = scenario("node update, disturbed", plane, Begin::Planned);
-    ends_somehow(scenario.actor(garbage_collector()).actor(deletion_from_outside()))
 }
 
 /// The original's pass in the same place, with its reads turned to the cache.
@@ -137,8 +172,18 @@ enum Begin {
 
 /// The operator, judged in every way.
 fn scenario(name: &str, plane: &Arc<Plane>, begin: Begin) -> Scenario {
+    at_once(never_wrong(begun(name, plane, begin).actor(kubelet())))
+}
+
+/// The operator with nothing but the controller of its StatefulSets.
+fn begun(name: &str, plane: &Arc<Plane>, begin: Begin) -> Scenario {
     let scenario = Scenario::new(name, |world: World| operator(world));
-    never_wrong(set_up(scenario, plane, begin))
+    set_up(scenario, plane, begin).actor(stateful_set_controller())
+}
+
+/// What a pass owes to what is true.
+fn at_once(scenario: Scenario) -> Scenario {
+    scenario
         .each_pass(OLD_COPY, old_copy_changes_nothing)
         .each_pass(AT_ONCE, does_what_there_is_to_do)
 }
@@ -169,11 +214,9 @@ fn set_up(scenario: Scenario, plane: &Arc<Plane>, begin: Begin) -> Scenario {
     })
 }
 
-/// The actors that a rollout needs, and what must never be so.
+/// What must never be so.
 fn never_wrong(scenario: Scenario) -> Scenario {
     scenario
-        .actor(stateful_set_controller())
-        .actor(kubelet())
         .never_write(STAMPED_EARLY, stamped_early)
         .never_write(NEW_POD_DELETED, new_pod_deleted)
         .never_write(FOREIGN_WRITTEN, foreign_written)

@@ -20,9 +20,7 @@ use crate::{
     explore::{Failure, Outcome, Search, Shrink},
     lag::{
         Requests,
-        model::{
-            Action, Bounds, Completeness, Ended, Finding, Query, Request, Run, Verb, Verdict,
-        },
+        model::{Action, Bounds, Completeness, Ended, Finding, Query, Request, Run, Verb, Verdict},
     },
     report,
 };
@@ -196,8 +194,7 @@ impl Flips {
         let reduced = reduced.map_err(CheckError::Explore)?;
         let finding = finding::of(reduced.failure, reduced.needs, verdict, reduced.minimal);
         let run = &finding.run;
-        let flipped =
-            |step: &usize| matches!(run.steps[*step].action, Action::Request(_));
+        let flipped = |step: &usize| matches!(run.steps[*step].action, Action::Request(_));
         if (0..run.steps.len()).filter(flipped).any(|step| run.is_stale_read(step)) {
             return Ok(finding);
         }

@@ -450,8 +450,7 @@ impl Registry {
         if self.made_in_pass.0 != pass {
             self.made_in_pass = (pass, HashMap::new());
         }
-        let like =
-            (request.verb, request.target(), request.name.clone(), request.span.clone());
+        let like = (request.verb, request.target(), request.name.clone(), request.span.clone());
         let count = self.made_in_pass.1.entry(like).or_default();
         *count += 1;
         request.ordinal = *count;

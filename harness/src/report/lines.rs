@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Hold, Outcome, Query, Release, Representation, RequestStep, Run,
-    Seen, Site, Source, StreamRecord, Verb,
+    Action, Author, CachedRead, Fault, Hold, Outcome, Query, Release, Representation, RequestStep,
+    Run, Seen, Site, Source, StreamRecord, Verb,
 };
 
 /// One numbered line about one step.

@@ -20,15 +20,15 @@ use std::{collections::BTreeSet, fmt};
 use serde_json::Value;
 
 pub(crate) use self::end::{Ends, judge_end};
-pub use self::{
-    pass::SeenPass,
-    user::{Claim, Sighting},
-};
 use self::{
     end::Projection,
     pass::AboutPass,
     record::Record,
     user::{AboutState, AboutWrite},
+};
+pub use self::{
+    pass::SeenPass,
+    user::{Claim, Sighting},
 };
 use super::Truth;
 use crate::lag::model::{Action, RequestStep, Run, Step, Violation};
@@ -261,14 +261,8 @@ pub(crate) fn judge(run: &mut Run, oracles: &Oracles, settled: bool) -> Option<V
     let record = Record::of(run);
     // Without that one nobody else would say that the run did not settle.
     let alone = !oracles.has(BuiltIn::NoSpin);
-    let mut found = user::judge(
-        &record,
-        &oracles.states,
-        &oracles.writes,
-        &oracles.passes,
-        settled,
-        alone,
-    );
+    let mut found =
+        user::judge(&record, &oracles.states, &oracles.writes, &oracles.passes, settled, alone);
     let built_in: [(BuiltIn, &dyn Fn() -> Option<Found>); 4] = [
         (BuiltIn::FrozenCache, &|| frozen::judge(&record)),
         (BuiltIn::NoBlindOverwrite, &|| overwrite::judge(&record)),

@@ -162,3 +162,96 @@ impl<'a> UnderWay<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::StatefulSet;
+    use serde_json::{Value, json};
+
+    use super::{
+        super::{
+            BuiltIn, Oracles, judge,
+            testing::{PODS, SETS, Script},
+        },
+        *,
+    };
+    use crate::lag::model::{PatchType, Role, Verb, check};
+
+    fn set(replicas: u32) -> Value {
+        json!({"spec": {"replicas": replicas}})
+    }
+
+    /// Two passes on a cache that shows the set as it was at first: one sets it to 3, one only looks.
+    fn passes() -> Script {
+        let raise = Verb::Patch(PatchType::Merge);
+        Script::new()
+            .given(SETS, "n0", set(1))
+            .stream(SETS, Role::Store)
+            .pass("n0")
+            .read(0, "n0", 0)
+            .write(raise, SETS, "n0", json!({"spec": {"replicas": 3}}), Some(set(3)))
+            .pass("n0")
+            .read(0, "n0", 0)
+            .get(PODS, "web-0")
+    }
+
+    fn judged<C: Claim>(
+        script: Script,
+        check_pass: impl Fn(&SeenPass<'_>) -> C + Send + Sync + 'static,
+    ) -> Option<(usize, String)> {
+        let mut oracles = Oracles::new();
+        BuiltIn::ALL.into_iter().for_each(|other| {
+            oracles.without(other);
+        });
+        let mut run = script.finish();
+        let violation = judge(&mut run, oracles.each_pass("passes", check_pass), true)?;
+        check(&run).unwrap();
+        assert_eq!(violation.oracle, "passes");
+        Some((run.violations().next().unwrap().0, violation.text))
+    }
+
+    fn replicas(truth: &Truth) -> u64 {
+        truth.value(SETS, "n0").unwrap()["spec"]["replicas"].as_u64().unwrap()
+    }
+
+    #[test]
+    fn a_pass_is_judged_when_it_has_ended_with_the_state_before_and_after_it() {
+        let change = |pass: &SeenPass<'_>| (replicas(pass.before()), replicas(pass.after()));
+        let found = judged(passes().end(), move |pass| change(pass) != (1, 3));
+        assert_eq!(found, Some((6, "it is not so of pass 1".to_owned())), "behind its last step");
+        let found = judged(passes().end(), move |pass| change(pass) != (3, 3));
+        assert_eq!(found, Some((10, "it is not so of pass 2".to_owned())));
+        assert_eq!(judged(passes(), |pass| pass.number() == 1), None, "the second has not ended");
+        let words = |pass: &SeenPass<'_>| Err::<(), _>(format!("{} again", pass.key()));
+        assert_eq!(judged(passes().end(), words).unwrap().1, "n0 again");
+    }
+
+    #[test]
+    fn a_pass_has_its_own_requests_and_reads() {
+        let one_of_each = |pass: &SeenPass<'_>| pass.requests().count() == pass.reads().count();
+        assert_eq!(judged(passes().end(), one_of_each), None);
+        let writes = |pass: &SeenPass<'_>| {
+            pass.requests().all(|request| request.request.verb.is_write() == (pass.number() == 1))
+        };
+        assert_eq!(judged(passes().end(), writes), None);
+    }
+
+    #[test]
+    fn an_old_answer_of_a_cache_is_told_by_its_kind() {
+        let old = |pass: &SeenPass<'_>| pass.was_shown_old::<StatefulSet>();
+        assert_eq!(judged(passes().end(), move |pass| old(pass) == (pass.number() == 2)), None);
+        let other =
+            |pass: &SeenPass<'_>| !pass.was_shown_old::<k8s_openapi::api::core::v1::ConfigMap>();
+        assert_eq!(judged(passes().end(), other), None);
+    }
+
+    #[test]
+    fn what_others_do_in_between_disturbs_and_its_own_writes_do_not() {
+        let undisturbed = |pass: &SeenPass<'_>| !pass.was_disturbed();
+        assert_eq!(judged(passes().end(), undisturbed), None);
+        let within = passes().actor("user", SETS, "n0", Some(set(4))).end();
+        assert!(judged(within, undisturbed).is_some());
+        let behind = passes().end().actor("user", SETS, "n0", Some(set(4)));
+        assert_eq!(judged(behind, undisturbed), None);
+    }
+}
