@@ -343,7 +343,9 @@ impl fmt::Display for FlippedSite {
                 write!(f, "; excused ({reason}), and it is noticed: remove that")?;
                 match &self.verdict {
                     FlipVerdict::LoadBearing { finding, .. } => {
-                        write!(f, "\n{}", report::failure(finding, &report::Replay::default()))
+                        // Without the flip the token replays something else.
+                        let finding = Finding { token: String::new(), ..(**finding).clone() };
+                        write!(f, "\n{}", report::failure(&finding, &report::Replay::default()))
                     }
                     FlipVerdict::Survives { .. } => Ok(()),
                 }

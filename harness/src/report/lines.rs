@@ -226,8 +226,8 @@ fn of_request(run: &Run, index: usize, step: &RequestStep) -> Option<Line> {
     };
     let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
     let note = match kind {
-        LineKind::StaleRead => ", flipped: from a view that is behind",
-        LineKind::FreshRead => ", flipped: from a view that shows everything",
+        LineKind::StaleRead => ", flipped: an old view",
+        LineKind::FreshRead => ", flipped",
         LineKind::Write if changes_nothing(run, step) => "   changes nothing",
         _ => "",
     };

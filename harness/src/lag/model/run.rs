@@ -81,7 +81,7 @@ impl Run {
         let asked_for = |commit: &Commit| {
             let named = request.name.as_ref().is_none_or(|name| *name == commit.key.name);
             let labelled = labels.as_ref().is_none_or(|labels| {
-                commit.object.as_ref().is_some_and(|object| labels.matches(object))
+                commit.object.as_ref().is_none_or(|object| labels.matches(object))
             });
             let within = request.namespace.is_none() || request.namespace == commit.key.namespace;
             commit.change != Change::Deleted && named && labelled && within
