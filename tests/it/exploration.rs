@@ -18,8 +18,8 @@ async fn end(plane: Arc<Plane>) -> Result<()> {
     Ok(())
 }
 
-/// What fits into a test: at most one stale read, one early step of another actor and one fault. The whole product of
-/// two and any number has not been run to its end.
+/// What fits into a test: at most one stale read and one early step of another actor. The whole product of two and any
+/// number has not been run to its end.
 fn check() -> Check {
     Check::new().bounds(Bounds { stale_reads: Some(1), environment: Some(1), ..Bounds::default() })
 }

@@ -68,7 +68,7 @@ fn is_owned(pod: &Pod, set: &StatefulSet) -> bool {
     pod.owner_references().iter().any(|owner| Some(&owner.uid) == set.metadata.uid.as_ref())
 }
 
-/// Pods, and pods at the update revision.
+/// Pods, and pods at this revision.
 fn counts(set: &StatefulSet, pod: Option<&Pod>, revision: &str) -> (i32, i32) {
     let own = pod.filter(|pod| is_owned(pod, set));
     let updated = own.filter(|pod| pod.labels().get(REVISION).is_some_and(|at| at == revision));
@@ -82,11 +82,14 @@ fn counted(set: &StatefulSet) -> (i32, i32) {
 
 fn report(set: &StatefulSet, pod: Option<&Pod>, revision: &str, acting: &Acting) -> Step {
     let (replicas, updated) = counts(set, pod, revision);
+    let first = set.status.as_ref().and_then(|status| status.current_revision.as_deref());
+    let (_, current) = counts(set, pod, first.unwrap_or_default());
     let status = json!({ "status": {
         "observedGeneration": set.metadata.generation,
         "updateRevision": revision,
         "replicas": replicas,
         "updatedReplicas": updated,
+        "currentReplicas": current,
     } });
     let sets = acting.api::<StatefulSet>();
     Box::pin(async move {
@@ -307,7 +310,7 @@ fn make_foreign_set(acting: &Acting) -> Step {
         let foreign = json!({
             "metadata": { "name": NODE },
             "spec": {
-                "replicas": 0, "serviceName": NODE,
+                "replicas": 0, "serviceName": NODE, "updateStrategy": { "type": "OnDelete" },
                 "selector": { "matchLabels": { NODE_LABEL: NODE } },
                 "template": {
                     "metadata": { "labels": { NODE_LABEL: NODE } },

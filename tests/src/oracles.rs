@@ -82,7 +82,10 @@ pub(crate) fn foreign_written(write: &RequestStep, before: &Truth) -> Option<Str
     let set = before.get::<StatefulSet>(NODE)?;
     let hits = request.resource == "statefulsets" && request.verb.is_write() && succeeded(write);
     let foreign = !is_ours(&set, &before.get::<SeiNode>(NODE)?);
-    (hits && foreign).then(|| format!("{NODE} has uid {}", set.uid().unwrap_or_default()))
+    (hits && foreign).then(|| {
+        let uid = set.uid().unwrap_or_default();
+        format!("{} of {NODE}, which is not controlled by the node (uid {uid})", request.verb)
+    })
 }
 
 /// A pass that is shown an old copy of the node sends no write, but for a status that is refused by its lock.
