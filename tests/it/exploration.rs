@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use laggard::Plane;
-use laggard::check::Check;
+use laggard::check::{Check, Scenario};
 use laggard::lag::model::{Completeness, Confirmation, Needs};
 use rollout_tests::{Stage, rollout};
+use rstest::rstest;
 
 async fn plane() -> Result<Arc<Plane>> {
     Ok(Arc::new(Stage::plane_from(Plane::builder().exploring()).await?))
@@ -38,23 +39,31 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
     end(plane).await
 }
 
+/// The operator as it is, in each of its scenarios: no view within the bounds makes it do anything wrong.
+#[rstest]
+#[case::node_update(rollout::node_update)]
+#[case::from_the_drift_on(rollout::from_the_drift_on)]
+#[case::s4_pod_replaced_by_others(rollout::pod_replaced_by_others)]
+#[case::s5_pod_made_late(rollout::pod_made_late)]
+#[case::s11_refused_status(rollout::refused_status)]
+#[case::image_changed_back(rollout::image_changed_back)]
+#[case::image_pulled_slowly(rollout::image_pulled_slowly)]
+#[case::set_deleted(rollout::set_deleted)]
+#[case::set_deleted_slowly(rollout::set_deleted_slowly)]
+#[case::set_recreated(rollout::set_recreated)]
+#[case::set_usurped(rollout::set_usurped)]
+#[case::set_taken_away(rollout::set_taken_away)]
+#[case::template_changed(rollout::template_changed)]
+#[case::foreign_set_in_the_way(rollout::foreign_set_in_the_way)]
 #[tokio::test]
-async fn no_view_within_the_bounds_breaks_the_operator() -> Result<()> {
+async fn no_view_breaks_the_operator(#[case] scenario: fn(&Arc<Plane>) -> Scenario) -> Result<()> {
     let plane = plane().await?;
-    let report = check().run(&*plane, rollout::node_update(&plane)).await?;
+    let scenario = scenario(&plane);
+    let name = scenario.name().to_owned();
+    let report = check().run(&*plane, scenario).await?;
     let verdict = &report.verdict;
-    tracing::warn!(%verdict, "explored");
+    tracing::warn!(name, %verdict, "explored");
     ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{verdict}");
     ensure!(verdict.runs >= 20, "a search over next to nothing: {verdict}");
-    end(plane).await
-}
-
-#[tokio::test]
-async fn no_view_and_no_deletion_from_outside_breaks_the_operator() -> Result<()> {
-    let plane = plane().await?;
-    let report = check().run(&*plane, rollout::node_update_disturbed(&plane)).await?;
-    let verdict = &report.verdict;
-    tracing::warn!(%verdict, "explored");
-    ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{verdict}");
     end(plane).await
 }

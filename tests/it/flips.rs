@@ -1,11 +1,16 @@
-//! Each live read of the StatefulSet, answered from the cache: some scenario must notice, by its
-//! assertion about the stale read and by nothing else.
+//! Each live read, answered from the cache: some scenario must notice, by its assertion about the stale read and by
+//! nothing else. Two reads by hand, and then all of them in every explored scenario.
+
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
+use laggard::check::{Check, FlipVerdict};
 use laggard::lag::Requests;
+use laggard::lag::model::{Bounds, Needs};
 use laggard::plane::BackendKind::Process;
-use rollout_tests::{Stage, StaleRead};
+use laggard::{Flips, Plane};
+use rollout_tests::{Stage, StaleRead, rollout};
 
 use crate::scenarios;
 
@@ -56,4 +61,55 @@ async fn flipping_the_read_of_observe_image_is_caught() -> Result<()> {
 async fn behind_the_floor_a_flip_does_no_harm() -> Result<()> {
     flipped!("replace-pod", scenarios::s1_lag_cannot_complete_a_rollout)?;
     flipped!("observe-image", scenarios::s2_lag_cannot_stamp_an_image)
+}
+
+/// Every live read that a pass of a rollout makes: one of the pass itself, the others of its tasks.
+const LIVE_READS: [&str; 6] = [
+    "list pods #1 [observe-image]",
+    "list pods #1 [replace-pod]",
+    "get statefulsets.apps/n0 #1 [apply-statefulset]",
+    "get statefulsets.apps/n0 #1 [observe-image]",
+    "get statefulsets.apps/n0 #1 [replace-pod]",
+    "get seinodes.sei.io/n0 #1 [current]",
+];
+
+/// With one stale read more in the runs in which a read is flipped.
+fn flips(stale_reads: u32) -> Flips {
+    let stale_reads = Some(stale_reads);
+    let bounds = Bounds { stale_reads, environment: Some(1), ..Bounds::default() };
+    Flips::new().exploring(Check::new().bounds(bounds).without_files())
+}
+
+/// Each of them is there for a reason that some scenario shows.
+#[tokio::test]
+async fn every_live_read_is_load_bearing() -> Result<()> {
+    let plane = Arc::new(Stage::plane_from(Plane::builder().exploring()).await?);
+    let report = flips(1).run(&*plane, rollout::suite(&plane)).await?;
+    tracing::warn!(%report, "flipped");
+    let mut sites: Vec<_> = report.live.iter().map(|flipped| flipped.site.to_string()).collect();
+    let mut expected = LIVE_READS.map(str::to_owned).to_vec();
+    sites.sort();
+    expected.sort();
+    ensure!(sites == expected, "{report}");
+    for flipped in &report.live {
+        let FlipVerdict::LoadBearing { finding, .. } = &flipped.verdict else {
+            bail!("{report}");
+        };
+        ensure!(finding.needs == Needs::Staleness, "{report}");
+    }
+    Arc::into_inner(plane).context("somebody still has the plane")?.stop().await?;
+    Ok(())
+}
+
+/// Behind each of them is a second layer, so that a stale answer makes a pass wait and does no harm: the generation
+/// that was applied, the UIDs of preconditions, the lock of the status.
+#[tokio::test]
+async fn behind_every_live_read_is_a_second_layer() -> Result<()> {
+    let plane = Arc::new(Stage::plane_from(Plane::builder().exploring()).await?);
+    let second_layer = |flips: Flips, site: &&str| flips.survives(*site, "a second layer holds");
+    let flips = LIVE_READS.iter().fold(flips(0), second_layer);
+    let report = flips.run(&*plane, [rollout::node_update_safely(&plane)]).await?;
+    tracing::warn!(%report, "flipped");
+    Arc::into_inner(plane).context("somebody still has the plane")?.stop().await?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! whose caches lag, and the actors that are played, the kubelet and the sidecar.
 
 pub mod actors;
+mod oracles;
 pub mod original;
 pub mod rollout;
 mod sidecar;

@@ -1,31 +1,42 @@
 //! Flips: each live read of a suite is answered from the lagging view instead, and the suite must go red.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
-    Check, Server,
+    Check, Report, Server,
     error::CheckError,
+    finding,
     ground::{Ground, Source},
-    rehearse, runs,
+    rehearse,
+    run::Runs,
+    runs,
     scenario::Scenario,
 };
 use crate::{
-    explore::{Outcome, Search, Shrink, Token},
+    explore::{Failure, Outcome, Search, Shrink},
     lag::{
         Requests,
-        model::{Needs, Request, Run, Verb, Verdict},
+        model::{Action, Bounds, Completeness, Ended, Finding, Query, Request, Run, Verb, Verdict},
     },
+    report,
 };
 
 /// Looks for the live reads of a suite, and whether anything notices when one of them is answered from a cache.
 ///
-/// A live read is a GET or LIST that the process makes in a pass. Each site of one, named by verb, resource, name
-/// and how many of these the pass had made before, is flipped in runs of its own: what it answers is then
-/// a choice among what the lagging view of that resource could show. The code under test is not changed.
+/// A live read is a GET or LIST that the process makes in a pass. Each site of one, named by verb, resource, name,
+/// `tracing` span (where a subscriber records spans) and how many of these the pass had made before, is flipped in runs
+/// of its own: what it answers is then a choice among what the lagging view of that resource could show. The code
+/// under test is not changed.
+///
+/// The suite is explored within the bounds of its [`Check`], and with a read flipped within the same and one stale read
+/// more, which is for that read. A flip is load-bearing if a run fails in which the flipped read was told something old.
+///
+/// To see that a second layer holds behind a live read, excuse the read by [`survives`](Self::survives) in a suite that
+/// judges only what must never happen: if the layer gives way, the flip is noticed and the excuse is wrong.
 ///
 /// ```no_run
 /// # use laggard::check::Scenario;
@@ -102,13 +113,8 @@ impl Flips {
             stage.push((ground, scenario));
         }
         for (site, scenarios) in found {
-            let mut verdict = FlipVerdict::Survives { runs: 0 };
-            for (ground, scenario) in scenarios.iter().map(|index| &stage[*index]) {
-                verdict = self.flip(ground, scenario, &site, verdict).await?;
-                if matches!(verdict, FlipVerdict::LoadBearing { .. }) {
-                    break;
-                }
-            }
+            let stage: Vec<_> = scenarios.iter().map(|index| &stage[*index]).collect();
+            let verdict = self.flip(&stage, &site).await?;
             let excuse = self.excused.get(&site.to_string()).cloned();
             report.live.push(FlippedSite { site, verdict, excuse });
         }
@@ -124,38 +130,89 @@ impl Flips {
         if report.is_good() { Ok(report) } else { Err(CheckError::Survivors(Box::new(report))) }
     }
 
-    /// Explores a scenario with one read flipped, until something notices.
+    /// Explores the scenarios with one read flipped until something notices: few runs of each first, and more of each
+    /// as long as nothing does, so that one that never notices is not explored to its end before another that does.
     async fn flip(
         &self,
-        ground: &Ground,
-        scenario: &Scenario,
+        stage: &[&(Ground, Scenario)],
         site: &ReadSite,
-        before: FlipVerdict,
     ) -> Result<FlipVerdict, CheckError> {
-        let mut subject = runs(ground, scenario, Source::Moment);
-        subject.flip = Some(site.requests());
-        let search: Search = self.check.search(scenario)?;
-        let explored = search.run(&subject).await.map_err(CheckError::Explore)?;
-        let runs = explored.verdict.runs;
-        let Some(failure) = explored.failures.into_iter().next() else {
-            let FlipVerdict::Survives { runs: others } = before else { return Ok(before) };
-            return Ok(FlipVerdict::Survives { runs: others + runs });
+        let most = self.check.runs.unwrap_or(u64::MAX);
+        let mut runs = vec![0; stage.len()];
+        let mut left: Vec<usize> = (0..stage.len()).collect();
+        let mut limit = FIRST_ROUND.min(most);
+        while !left.is_empty() {
+            let mut unfinished = Vec::new();
+            for index in left {
+                let (ground, scenario) = stage[index];
+                let mut subject = runs_flipped(ground, scenario, site);
+                subject.every_moment = self.check.every_moment;
+                let search = self.flipped_search(scenario)?.max_runs(limit);
+                let explored = search.run(&subject).await.map_err(CheckError::Explore)?;
+                runs[index] = explored.verdict.runs;
+                let Verdict { completeness, .. } = &explored.verdict;
+                if matches!(completeness, Completeness::NotExhausted { by: Ended::Runs(_) })
+                    && limit < most
+                {
+                    unfinished.push(index);
+                }
+                if let Some(failure) = explored.failures.into_iter().next() {
+                    let finding =
+                        self.reduce_flipped(scenario, &subject, failure, &explored.verdict);
+                    return Ok(FlipVerdict::LoadBearing {
+                        scenario: scenario.name.clone(),
+                        runs: runs.iter().sum(),
+                        finding: Box::new(finding.await?),
+                    });
+                }
+            }
+            left = unfinished;
+            limit = limit.saturating_mul(NEXT_ROUND).min(most);
+        }
+        Ok(FlipVerdict::Survives { runs: runs.iter().sum() })
+    }
+
+    /// A flipped read is one more that may be stale.
+    fn flipped_search(&self, scenario: &Scenario) -> Result<Search, CheckError> {
+        let Bounds { stale_reads, .. } = self.check.bounds;
+        let bounds = Bounds {
+            stale_reads: stale_reads.map(|most| most.saturating_add(1)),
+            ..self.check.bounds
         };
-        let reduced = Shrink::new().max_runs(50).run(&subject, failure).await;
+        Ok(self.check.search(scenario)?.bounds(bounds))
+    }
+
+    /// Reduces what fails with a read flipped, and makes sure that it fails because of that.
+    async fn reduce_flipped(
+        &self,
+        scenario: &Scenario,
+        flipped: &Runs<'_>,
+        failure: Failure<Run>,
+        verdict: &Verdict,
+    ) -> Result<Finding, CheckError> {
+        let reduced = Shrink::new().max_runs(200).run(flipped, failure).await;
         let reduced = reduced.map_err(CheckError::Explore)?;
-        Ok(FlipVerdict::LoadBearing {
-            scenario: scenario.name.clone(),
-            oracle: reduced.failure.oracle().to_owned(),
-            text: violation(&reduced.failure.outcome.record),
-            token: reduced.failure.token(),
-            needs: reduced.needs,
-            runs,
-        })
+        let finding = finding::of(reduced.failure, reduced.needs, verdict, reduced.minimal);
+        let run = &finding.run;
+        let flipped = |step: &usize| matches!(run.steps[*step].action, Action::Request(_));
+        if (0..run.steps.len()).filter(flipped).any(|step| run.is_stale_read(step)) {
+            return Ok(finding);
+        }
+        // Beyond the bounds of the suite, or the flipped read could not be answered: no stale answer to it is at fault.
+        let mut report = Report::new(scenario, verdict.clone(), self.check.bounds);
+        report.findings.push(finding);
+        Err(CheckError::Found(Box::new(report)))
     }
 }
 
-fn violation(run: &Run) -> String {
-    run.violations().next().map(|(_, violation)| violation.text.clone()).unwrap_or_default()
+/// So many runs of each scenario are made with a read flipped before any is explored further.
+const FIRST_ROUND: u64 = 64;
+
+/// By so much each further round is longer.
+const NEXT_ROUND: u64 = 8;
+
+fn runs_flipped<'a>(ground: &'a Ground, scenario: &'a Scenario, site: &ReadSite) -> Runs<'a> {
+    Runs { flip: Some(site.requests()), ..runs(ground, scenario, Source::Moment) }
 }
 
 /// A place at which a process reads from the server.
@@ -170,7 +227,9 @@ pub struct ReadSite {
     pub resource: String,
     /// The name, of a get.
     pub name: Option<String>,
-    /// Which read of its like in a pass, from 1.
+    /// The `tracing` span in which it is made, where one is recorded.
+    pub span: Option<String>,
+    /// Which read of its like in a pass, and in its span there, from 1.
     pub ordinal: u32,
 }
 
@@ -185,6 +244,7 @@ impl ReadSite {
             group: request.group.clone(),
             resource: request.resource.clone(),
             name: request.name.clone(),
+            span: request.span.clone(),
             ordinal: request.ordinal,
         })
     }
@@ -193,8 +253,12 @@ impl ReadSite {
         let verb = if self.verb == "get" { Verb::Get } else { Verb::List };
         let requests = Requests::resource(&self.group, &self.resource).verb(verb);
         let requests = requests.nth_in_pass(self.ordinal);
-        match &self.name {
+        let requests = match &self.name {
             Some(name) => requests.named(name),
+            None => requests,
+        };
+        match &self.span {
+            Some(span) => requests.in_span(span),
             None => requests,
         }
     }
@@ -209,7 +273,11 @@ impl fmt::Display for ReadSite {
         if let Some(name) = &self.name {
             write!(f, "/{name}")?;
         }
-        write!(f, " #{}", self.ordinal)
+        write!(f, " #{}", self.ordinal)?;
+        match &self.span {
+            Some(span) => write!(f, " [{span}]"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -221,14 +289,8 @@ pub enum FlipVerdict {
     LoadBearing {
         /// Which.
         scenario: String,
-        /// The oracle that is violated.
-        oracle: String,
-        /// What it saw.
-        text: String,
-        /// The schedule, reduced.
-        token: Token,
-        /// What the schedule needs.
-        needs: Needs,
+        /// The failing run, reduced.
+        finding: Box<Finding>,
         /// After how many runs that was found.
         runs: u64,
     },
@@ -261,10 +323,15 @@ impl fmt::Display for FlippedSite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<40} ", self.site.to_string())?;
         match &self.verdict {
-            FlipVerdict::LoadBearing { scenario, oracle, token, runs, .. } => write!(
-                f,
-                "load-bearing: {scenario:?} violates {oracle:?} with {token}, in run {runs}"
-            )?,
+            FlipVerdict::LoadBearing { scenario, runs, finding } => {
+                let violation = finding.run.violations().next();
+                let oracle = violation.map_or("", |(_, violation)| violation.oracle.as_str());
+                let token = &finding.token;
+                write!(
+                    f,
+                    "load-bearing: {scenario:?} violates {oracle:?} with {token}, in run {runs}"
+                )?;
+            }
             FlipVerdict::Survives { runs } => write!(
                 f,
                 "survives: this live read protects nothing that a test checks ({runs} runs)"
@@ -273,7 +340,15 @@ impl fmt::Display for FlippedSite {
         match (&self.excuse, self.is_good()) {
             (Some(reason), true) => write!(f, "; excused: {reason}"),
             (Some(reason), false) => {
-                write!(f, "; excused ({reason}), and it is noticed: remove that")
+                write!(f, "; excused ({reason}), and it is noticed: remove that")?;
+                match &self.verdict {
+                    FlipVerdict::LoadBearing { finding, .. } => {
+                        // Without the flip the token replays something else.
+                        let finding = Finding { token: String::new(), ..(**finding).clone() };
+                        write!(f, "\n{}", report::failure(&finding, &report::Replay::default()))
+                    }
+                    FlipVerdict::Survives { .. } => Ok(()),
+                }
             }
             (None, _) => Ok(()),
         }
@@ -290,7 +365,8 @@ pub struct CachedSite {
     pub site: String,
     /// In how many runs it had a stale answer.
     pub stale_in: u64,
-    /// Whether any of those runs wrote something else than the run in which everything is fresh.
+    /// Whether a run in which nothing else was out of the ordinary wrote something else than the one in which everything
+    /// is fresh.
     pub told_apart: bool,
 }
 
@@ -363,7 +439,7 @@ impl fmt::Display for FlipReport {
 /// What is seen of the reads in the runs of one scenario.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    live: std::collections::BTreeSet<ReadSite>,
+    live: BTreeSet<ReadSite>,
     cached: BTreeMap<String, Stale>,
     /// What the run wrote in which everything is fresh.
     baseline: Option<Vec<String>>,
@@ -384,14 +460,31 @@ impl Seen {
             self.baseline = Some(wrote.clone());
         }
         let differs = self.baseline.as_ref().is_some_and(|baseline| *baseline != wrote);
+        let mut stale_sites = BTreeSet::new();
         for (_, read) in run.reads() {
             let Some(site) = &read.site else { continue };
-            let stale = self.cached.entry(format!("{site} {}", read.query)).or_default();
+            let site = format!("{site} {}", query(&read.query));
+            self.cached.entry(site.clone()).or_default();
             if read.stale {
-                stale.runs += 1;
-                stale.told_apart |= differs;
+                stale_sites.insert(site);
             }
         }
+        // What other actors did, or what another read was told, may be why it wrote something else.
+        let alone = stale_sites.len() == 1
+            && run.deviations().all(|chosen| chosen.point.kind().is_staleness());
+        for site in stale_sites {
+            let stale = self.cached.entry(site).or_default();
+            stale.runs += 1;
+            stale.told_apart |= differs && alone;
+        }
+    }
+}
+
+/// What a cached read asks. The namespace is another one in each run.
+fn query(query: &Query) -> String {
+    match query {
+        Query::Get(key) => format!("get {}", key.name),
+        other => other.to_string(),
     }
 }
 

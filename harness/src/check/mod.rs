@@ -29,7 +29,7 @@ pub use self::{
     files::write_results,
     flips::{CachedSite, FlipReport, FlipVerdict, FlippedSite, Flips, ReadSite},
     ground::{RunError, Server},
-    oracles::{BuiltIn, Claim, Oracles, Sighting},
+    oracles::{BuiltIn, Claim, Oracles, SeenPass, Sighting},
     scenario::{BoxError, Scenario},
     truth::Truth,
     world::{SetUp, World},

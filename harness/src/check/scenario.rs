@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::{
     actor::Actor,
-    oracles::{BuiltIn, Claim, Oracles, Sighting},
+    oracles::{BuiltIn, Claim, Oracles, SeenPass, Sighting},
     truth::Truth,
     world::{SetUp, World},
 };
@@ -214,6 +214,16 @@ impl Scenario {
         check: impl Fn(&RequestStep, &Truth) -> S + Send + Sync + 'static,
     ) -> Self {
         self.oracles.never_write(name, check);
+        self
+    }
+
+    /// What must be so of every pass that has come to its end; see [`Oracles::each_pass`].
+    pub fn each_pass<C: Claim>(
+        mut self,
+        name: impl Into<String>,
+        check: impl Fn(&SeenPass<'_>) -> C + Send + Sync + 'static,
+    ) -> Self {
+        self.oracles.each_pass(name, check);
         self
     }
 

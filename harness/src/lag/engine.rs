@@ -14,6 +14,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{sync::watch, time::Instant};
 
+use crate::check::Truth;
+
 use super::{
     answers::Rules,
     boundary::Schedule,
@@ -103,8 +105,8 @@ struct KnownList {
     continues: Option<String>,
 }
 
-/// Verb, target and name of a request.
-type Like = (Verb, String, Option<String>);
+/// Verb, target, name and span of a request.
+type Like = (Verb, String, Option<String>, Option<String>);
 
 /// Whose stream is meant.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -452,7 +454,7 @@ impl Registry {
         if self.made_in_pass.0 != pass {
             self.made_in_pass = (pass, HashMap::new());
         }
-        let like = (request.verb, request.target(), request.name.clone());
+        let like = (request.verb, request.target(), request.name.clone(), request.span.clone());
         let count = self.made_in_pass.1.entry(like).or_default();
         *count += 1;
         request.ordinal = *count;

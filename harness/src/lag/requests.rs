@@ -145,7 +145,8 @@ impl Requests {
         self
     }
 
-    /// Narrows to the `ordinal`th request, from 1, of each [pass](super::Passes) with the same verb, target and name.
+    /// Narrows to the `ordinal`th request, from 1, of each [pass](super::Passes) with the same verb, target, name and
+    /// span.
     pub fn nth_in_pass(mut self, ordinal: u32) -> Self {
         self.ordinal = Some(ordinal);
         self

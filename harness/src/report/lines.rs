@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::lag::model::{
-    Action, Author, CachedRead, Fault, Hold, Query, Release, Representation, RequestStep, Run,
-    Seen, Site, Source, StreamRecord, Verb,
+    Action, Author, CachedRead, Fault, Hold, Outcome, Query, Release, Representation, RequestStep,
+    Run, Seen, Site, Source, StreamRecord, Verb,
 };
 
 /// One numbered line about one step.
@@ -56,7 +56,7 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
     let mut holds = Holds::default();
     for (index, step) in run.steps.iter().enumerate() {
         let line = match &step.action {
-            Action::Request(request) => of_request(run, request),
+            Action::Request(request) => of_request(run, index, request),
             Action::Read(read) => Some(of_read(run, read)),
             Action::Hold(hold) => holds.open(run, lines.len() + 1, hold),
             Action::Release(release) => holds.release(run, release),
@@ -201,24 +201,33 @@ fn blank(kind: LineKind, what: &str, how: &str) -> Line {
     }
 }
 
-fn of_request(run: &Run, step: &RequestStep) -> Option<Line> {
+fn of_request(run: &Run, index: usize, step: &RequestStep) -> Option<Line> {
     let request = &step.request;
     if request.verb == Verb::Watch {
         return None; // what it delivers is in the releases
     }
     let (kind, arrow) = match (request.verb.is_write(), step.source) {
         (true, _) => (LineKind::Write, "->"),
-        (false, Source::View { .. }) => (LineKind::StaleRead, "<-"),
+        (false, Source::View { .. }) if run.is_stale_read(index) => (LineKind::StaleRead, "<-"),
+        (false, Source::View { .. }) => (LineKind::FreshRead, "<-"),
         (false, _) => (LineKind::LiveRead, "<-"),
     };
     let (what, how) = verb(request.verb, request.subresource.as_deref());
-    let version = request
-        .resource_version_answered
-        .as_deref()
-        .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}"));
+    let listed = request.verb == Verb::List && request.outcome == Outcome::Status(200);
+    let version = match step.reply.as_slice() {
+        // The version of a list says nothing of what is in it.
+        [] if listed => "nothing".to_owned(),
+        [seen] if listed => format!("{} rv {}", seen.key.name, seen.resource_version),
+        several if listed => format!("{} objects", several.len()),
+        _ => request
+            .resource_version_answered
+            .as_deref()
+            .map_or_else(|| request.outcome.to_string(), |version| format!("rv {version}")),
+    };
     let name = request.name.as_deref().map_or_else(String::new, |name| format!("/{name}"));
     let note = match kind {
-        LineKind::StaleRead => "   answered from the view",
+        LineKind::StaleRead => ", flipped: an old view",
+        LineKind::FreshRead => ", flipped",
         LineKind::Write if changes_nothing(run, step) => "   changes nothing",
         _ => "",
     };

@@ -83,6 +83,18 @@ pub(super) fn with_replica(mut run: Run) -> Run {
     run
 }
 
+/// The same with the read made live and flipped, and answered with this version.
+pub(super) fn flipped(version: &str, generation: i64) -> Finding {
+    let mut finding = finding();
+    let mut read = request(13, Verb::Get, "statefulsets", "apps", version);
+    read.request.span = Some("observe-image".to_owned());
+    read.source = Source::View { stream: 0, incarnation: 1, position: 0 };
+    read.reply = vec![seen(version, Some(generation))];
+    let at = Duration::from_micros(3_100);
+    finding.run.steps[1] = Step::in_pass(at, 1, Action::Request(Box::new(read)));
+    finding
+}
+
 /// The results of the search that found it.
 pub(crate) fn results() -> Results {
     let finding = finding();

@@ -300,7 +300,7 @@ fn wrapped(head: &str, words: &str, indent: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::{finding, held};
+    use super::super::sample::{finding, flipped, held};
     use super::*;
     use crate::lag::model::{Release, Site};
 
@@ -330,6 +330,20 @@ mod tests {
             "  page:   target/laggard/image_is_never_stamped_early.html",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{text}");
+    }
+
+    #[test]
+    fn a_flipped_read_says_whether_what_it_was_told_is_old() {
+        let text = |finding| failure(&finding, &Replay::default());
+        let old = text(flipped("1038", 1));
+        assert!(old.contains("the all-fresh schedule passes; 1 of 1 cached read must be"), "{old}");
+        let line = "[observe-image]\n      <- rv 1038 (generation 1), flipped: an old view\n";
+        assert!(old.contains(line), "{old}");
+        assert!(old.contains("legal: #2: statefulsets.apps stream at position 0 of 1"), "{old}");
+        let fresh = text(flipped("1042", 2));
+        assert!(!fresh.contains("must be stale"), "{fresh}");
+        assert!(fresh.contains("<- rv 1042 (generation 2), flipped\n"), "{fresh}");
+        assert!(!fresh.contains("legal: #2"), "{fresh}");
     }
 
     #[test]

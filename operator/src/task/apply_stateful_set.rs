@@ -18,12 +18,12 @@ pub(super) async fn run(input: &Input<'_>) -> Outcome {
         return Outcome::Terminal(format!("node {name:?} has no uid, so it can own nothing"));
     };
     // An apply by force would adopt whatever has this name, so look first, and at what is true.
-    let uid = match input.live.get::<StatefulSet>(&namespace, &name).await {
+    let found = match input.live.get::<StatefulSet>(&namespace, &name).await {
         Ok(found) => {
             if let Some(outcome) = not_ours_to_write(&found, input) {
                 return outcome;
             }
-            found.uid()
+            Some(found)
         }
         Err(ReadError::Missing) => None,
         Err(error) => {
@@ -32,12 +32,13 @@ pub(super) async fn run(input: &Input<'_>) -> Outcome {
     };
     let mut set = render(input.node, input.target_image(), &input.settings.platform);
     set["metadata"]["ownerReferences"] = json!([owner]);
-    if let Some(uid) = uid {
-        // A conflict, if it is another object by the time this arrives.
-        set["metadata"]["uid"] = json!(uid);
+    if let Some(version) = found.as_ref().and_then(|found| found.resource_version()) {
+        // A conflict, if it is another object by the time this arrives, or somebody else's.
+        set["metadata"]["resourceVersion"] = json!(version);
     }
     let api: Api<StatefulSet> = Api::namespaced(input.client.clone(), &namespace);
-    let apply = PatchParams::apply(FIELD_MANAGER).force();
+    // By force only what was looked at: where nothing was, somebody may have been quicker.
+    let apply = PatchParams { force: found.is_some(), ..PatchParams::apply(FIELD_MANAGER) };
     let patch = Patch::Apply(&set);
     match within(input.settings.api_timeout, api.patch(&name, &apply, &patch)).await {
         Ok(reply) => {

@@ -7,6 +7,7 @@ mod end;
 mod fields;
 mod frozen;
 mod overwrite;
+mod pass;
 mod record;
 mod spin;
 #[cfg(test)]
@@ -19,11 +20,15 @@ use std::{collections::BTreeSet, fmt};
 use serde_json::Value;
 
 pub(crate) use self::end::{Ends, judge_end};
-pub use self::user::{Claim, Sighting};
 use self::{
     end::Projection,
+    pass::AboutPass,
     record::Record,
     user::{AboutState, AboutWrite},
+};
+pub use self::{
+    pass::SeenPass,
+    user::{Claim, Sighting},
 };
 use super::Truth;
 use crate::lag::model::{Action, RequestStep, Run, Step, Violation};
@@ -52,12 +57,16 @@ const REQUESTS_IN_A_PASS: usize = 100;
 ///     .never_write("writes outside its namespace", |write, _| {
 ///         write.request.namespace.as_deref() != Some("mine")
 ///     })
+///     .each_pass("it settles on what it was shown", |pass| {
+///         pass.was_shown_old::<StatefulSet>() || pass.requests().count() < 10
+///     })
 ///     .without(BuiltIn::SameEnd);
 /// assert!(!oracles.has(BuiltIn::SameEnd) && oracles.has(BuiltIn::NoSpin));
 /// ```
 pub struct Oracles {
     states: Vec<AboutState>,
     writes: Vec<AboutWrite>,
+    passes: Vec<AboutPass>,
     built_in: BTreeSet<BuiltIn>,
     requests_in_a_pass: usize,
     compared: Option<Projection>,
@@ -70,6 +79,7 @@ impl Oracles {
         Self {
             states: Vec::new(),
             writes: Vec::new(),
+            passes: Vec::new(),
             built_in: BuiltIn::ALL.into(),
             requests_in_a_pass: REQUESTS_IN_A_PASS,
             compared: None,
@@ -126,6 +136,21 @@ impl Oracles {
         self
     }
 
+    /// What must be so of every pass that has come to its end, such as that it did what there was to do. The closure
+    /// sees what the pass was shown and asked for, and what was true before and after it; it answers as that of
+    /// [`always`](Self::always).
+    ///
+    /// A stale read that a second layer makes harmless shows in nothing but this: the pass does nothing, and the next
+    /// one, which sees everything, does it.
+    pub fn each_pass<C: Claim>(
+        &mut self,
+        name: impl Into<String>,
+        check: impl Fn(&SeenPass<'_>) -> C + Send + Sync + 'static,
+    ) -> &mut Self {
+        self.passes.push(AboutPass::new(name.into(), check));
+        self
+    }
+
     /// Turns a built-in oracle off.
     pub fn without(&mut self, oracle: BuiltIn) -> &mut Self {
         self.built_in.remove(&oracle);
@@ -173,6 +198,7 @@ impl fmt::Debug for Oracles {
         f.debug_struct("Oracles")
             .field("states", &self.states)
             .field("writes", &self.writes)
+            .field("passes", &self.passes)
             .field("built_in", &self.built_in)
             .field("requests_in_a_pass", &self.requests_in_a_pass)
             .finish_non_exhaustive()
@@ -235,7 +261,8 @@ pub(crate) fn judge(run: &mut Run, oracles: &Oracles, end: End) -> Option<Violat
     let record = Record::of(run);
     // Without that one nobody else would say that the run did not settle.
     let alone = !oracles.has(BuiltIn::NoSpin);
-    let mut found = user::judge(&record, &oracles.states, &oracles.writes, end, alone);
+    let mut found =
+        user::judge(&record, &oracles.states, &oracles.writes, &oracles.passes, end, alone);
     let built_in: [(BuiltIn, &dyn Fn() -> Option<Found>); 4] = [
         (BuiltIn::FrozenCache, &|| frozen::judge(&record)),
         (BuiltIn::NoBlindOverwrite, &|| overwrite::judge(&record)),

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use super::{End, Found, earliest, record::Record};
+use super::{
+    End, Found, earliest,
+    pass::{AboutPass, UnderWay},
+    record::Record,
+};
 use crate::{
     check::Truth,
     lag::model::{Action, Author, Commit, RequestStep},
@@ -133,10 +137,12 @@ pub(super) fn judge(
     record: &Record<'_>,
     states: &[AboutState],
     writes: &[AboutWrite],
+    passes: &[AboutPass],
     end_of_run: End,
     alone: bool,
 ) -> Option<Found> {
     let run = record.run;
+    let mut under_way = UnderWay::default();
     let end = run.steps.len();
     let mut found: Option<Found> = None;
     let mut truth = Truth::default();
@@ -169,6 +175,8 @@ pub(super) fn judge(
         {
             found = earliest(found, of_write(writes, request, &truth, index + 1));
         }
+        let of_pass = under_way.take(passes, run, index, &truth);
+        found = earliest(found, of_pass.map(|(name, text)| Found::new(index + 1, name, text)));
     }
     for (number, commit) in history {
         truth.apply(commit);
@@ -217,11 +225,11 @@ fn of_write(
     writes.iter().find_map(|write| Some(Found::new(at, &write.name, write.ask(request, truth)?)))
 }
 
-fn unreadable(truth: &Truth) -> Option<String> {
+pub(super) fn unreadable(truth: &Truth) -> Option<String> {
     truth.take_unreadable().map(|text| format!("this oracle could not be judged: {text}"))
 }
 
-fn words(text: String, otherwise: &str, when: &str) -> String {
+pub(super) fn words(text: String, otherwise: &str, when: &str) -> String {
     if !text.is_empty() {
         return text;
     }

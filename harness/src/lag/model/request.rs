@@ -45,7 +45,7 @@ pub struct Request {
     pub span: Option<String>,
     /// The number of the [pass](crate::lag::Passes) in which it was made, if exactly one was under way.
     pub pass: Option<u32>,
-    /// Which request of its pass it was with this verb, target and name, from 1; 0 outside of passes.
+    /// Which request of its pass it was with this verb, target, name and span, from 1; 0 outside of passes.
     pub ordinal: u32,
     /// When it was made, counted from the making of the [`Lag`](crate::lag::Lag).
     pub started: Duration,

@@ -1,11 +1,11 @@
 //! The record of one run: what the server did, what each client was shown, what the code under test did.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Change, Chosen, Event, Identity, ObjectKey, PointId, Request};
+use super::{Change, Chosen, Event, Identity, LabelSelector, ObjectKey, PointId, Request};
 
 /// Everything that happened in one run, in an order that explains it.
 ///
@@ -56,10 +56,55 @@ impl Run {
         })
     }
 
+    /// Whether a step is a read that was answered with something else than what the server had then: a stale read of a
+    /// wrapped cache, or a flipped read whose answer is old.
+    #[must_use]
+    pub fn is_stale_read(&self, step: usize) -> bool {
+        match self.steps.get(step).map(|step| &step.action) {
+            Some(Action::Read(read)) => read.stale,
+            Some(Action::Request(request)) => {
+                matches!(request.source, Source::View { .. })
+                    && self.answer_now(step, &request.request) != versions(&request.reply)
+            }
+            _ => false,
+        }
+    }
+
+    /// What the server would have answered to a GET or LIST: the versions of the objects.
+    fn answer_now(&self, step: usize, request: &Request) -> BTreeMap<ObjectKey, String> {
+        let resource = match request.group.as_str() {
+            "" => request.resource.clone(),
+            group => format!("{}.{group}", request.resource),
+        };
+        let labels: Option<LabelSelector> =
+            request.labels.as_deref().and_then(|labels| labels.parse().ok());
+        let asked_for = |commit: &Commit| {
+            let named = request.name.as_ref().is_none_or(|name| *name == commit.key.name);
+            let labelled = labels.as_ref().is_none_or(|labels| {
+                commit.object.as_ref().is_none_or(|object| labels.matches(object))
+            });
+            let within = request.namespace.is_none() || request.namespace == commit.key.namespace;
+            commit.change != Change::Deleted && named && labelled && within
+        };
+        let mut state = BTreeMap::new();
+        let committed = self.history.iter().filter(|commit| commit.is_committed_at(step));
+        for commit in committed.filter(|commit| commit.resource == resource) {
+            state.remove(&commit.key);
+            if asked_for(commit) {
+                state.insert(commit.key.clone(), commit.resource_version.clone());
+            }
+        }
+        state
+    }
+
     /// The choices that were not the freshest: what makes this run differ from the baseline.
     pub fn deviations(&self) -> impl Iterator<Item = &Chosen> {
         self.choices.iter().filter(|chosen| chosen.is_deviation())
     }
+}
+
+fn versions(seen: &[Seen]) -> BTreeMap<ObjectKey, String> {
+    seen.iter().map(|seen| (seen.key.clone(), seen.resource_version.clone())).collect()
 }
 
 /// One change that the server made: an event of the history.
