@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::actors::{deletion_from_outside, garbage_collector, kubelet, stateful_set_controller};
 use crate::stage::{NODE, Stage};
+use crate::written::Written;
 
 /// What is reported as running, and does not.
 pub const STAMPED_EARLY: &str = "stamped before rollout";
@@ -56,21 +57,38 @@ pub fn original(plane: &Arc<Plane>) -> Scenario {
     judged(set_up(scenario, plane)).without(BuiltIn::UidCare)
 }
 
+/// The NodeUpdate from the same moment, where its objects are written through the API.
+pub fn node_update_written(written: &Written) -> Scenario {
+    let scenario = Scenario::new("node update, written", |world: World| operator(world));
+    let written = written.clone();
+    judged(scenario.set_up(move |world: SetUp| {
+        let written = written.clone();
+        async move { written.write(world.client(), world.namespace()).await }
+    }))
+}
+
 fn set_up(scenario: Scenario, plane: &Arc<Plane>) -> Scenario {
     let plane = Arc::clone(plane);
     scenario.set_up(move |world: SetUp| {
         let plane = Arc::clone(&plane);
-        async move {
-            let stage = Stage::in_namespace(plane, world.namespace().to_owned()).await?;
-            stage.create_node("v1").await?;
-            stage.resume().await?;
-            stage.converge().await.context("the node did not settle")?;
-            stage.pause().await?;
-            stage.set_image("v2").await?;
-            stage.pass().await?; // writes the plan down
-            stage.end().await
-        }
+        async move { settle(plane, world.namespace()).await }
     })
+}
+
+/// Leaves a node that runs v1, was asked for v2 and has its plan written down; the controllers of the plane are paused.
+///
+/// # Errors
+///
+/// If the node does not settle.
+pub async fn settle(plane: Arc<Plane>, namespace: &str) -> Result<()> {
+    let stage = Stage::in_namespace(plane, namespace.to_owned()).await?;
+    stage.create_node("v1").await?;
+    stage.resume().await?;
+    stage.converge().await.context("the node did not settle")?;
+    stage.pause().await?;
+    stage.set_image("v2").await?;
+    stage.pass().await?; // writes the plan down
+    stage.end().await
 }
 
 /// The actors that a rollout needs, and what must hold in every one.

@@ -14,6 +14,7 @@ use super::{
     error::CheckError,
     flips::Seen,
     ground::{Ground, Place, RunError, Source},
+    laps::{Laps, Part},
     oracles::{self, BuiltIn, Ends},
     reduction::{self, Moment},
     scenario::{BoxError, Scenario},
@@ -49,10 +50,13 @@ impl Subject for Runs<'_> {
     type Error = RunError;
 
     async fn run(&self, choices: Choices) -> Result<Outcome<Run>, RunError> {
+        let mut laps = Laps::begin();
         let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
+        laps.end(Part::World);
         let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
         place.lag.clear_scheduler();
         self.ground.note_left_out(&place.lag);
+        laps.end(Part::Process);
         let outcome = match ran {
             Ok(Ok(ran)) => Ok(self.judge(&place, ran)),
             Ok(Err(error)) => Err(error),
@@ -71,7 +75,11 @@ impl Subject for Runs<'_> {
                 looker.lock().unwrap_or_else(PoisonError::into_inner).look(outcome);
             }
         }
+        laps.end(Part::Judge);
+        let namespace = place.namespace.clone();
         self.ground.leave(place).await.map_err(RunError::of)?;
+        laps.end(Part::Leave);
+        laps.tell(&namespace);
         outcome
     }
 }

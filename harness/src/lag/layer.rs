@@ -145,6 +145,7 @@ impl Service<Request<Body>> for ActorService {
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let asked = Asked::read(&parts, &body);
+            asked.tell(&parts.method, &parts.uri, &parts.headers);
             if !asked.verb.is_write() || asked.streams_its_reply() {
                 return upstream.oneshot(Request::from_parts(parts, body)).await;
             }
@@ -207,6 +208,7 @@ impl Serving {
             Effect::Answer(Answer::LostReply) => {
                 // Whatever the server says is lost, a refusal as well; what it has done is fenced all the same.
                 let headers = request.headers().clone();
+                self.asked.tell(request.method(), request.uri(), request.headers());
                 let Ok(reply) = self.upstream.clone().oneshot(request).await else {
                     return self.break_connection().await;
                 };
@@ -420,6 +422,7 @@ impl Serving {
     }
 
     async fn send(&mut self, request: Request<Body>) -> Reply {
+        self.asked.tell(request.method(), request.uri(), request.headers());
         let reply = self.upstream.clone().oneshot(request).await;
         if let Err(error) = &reply {
             self.ticket.finish(Outcome::Failed(chain(&**error)));
