@@ -26,7 +26,7 @@ pub use self::{
     pool::{ExploreError, Failure},
     progress::Progress,
     regressions::{Regressions, RegressionsError},
-    replay::{OutOfDate, ReplayError, confirm, replay},
+    replay::{OutOfDate, ReplayError, confirm, repeat, replay},
     sample::Sample,
     search::{Explored, Passed, Search},
     shrink::{Shrink, Shrunk},

@@ -20,7 +20,7 @@ async fn end(plane: Arc<Plane>) -> Result<()> {
 
 /// As the default: at most two stale reads and two holds, any number of steps of other actors.
 fn check() -> Check {
-    Check::new().max_time(std::time::Duration::from_secs(90))
+    Check::new().max_time(std::time::Duration::from_secs(200))
 }
 
 /// The seed's race: found, reduced to the one stale read, made again from nothing.

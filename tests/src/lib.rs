@@ -7,6 +7,8 @@ pub mod original;
 pub mod rollout;
 mod sidecar;
 pub mod stage;
+mod written;
 
 pub use sidecar::Sidecar;
 pub use stage::{Stage, StaleRead};
+pub use written::Written;

@@ -33,6 +33,7 @@ use crate::oracles::{
     written_down_first,
 };
 use crate::stage::{NODE, Stage};
+use crate::written::Written;
 
 /// The scenarios in which each live read of the operator has a reason.
 #[must_use]
@@ -147,6 +148,18 @@ pub fn original(plane: &Arc<Plane>) -> Scenario {
         .never_write(STAMPED_EARLY, stamped_early)
         .never_write(NEW_POD_DELETED, new_pod_deleted)
         .without(BuiltIn::UidCare)
+}
+
+/// The NodeUpdate from the same moment, where its objects are written through the API.
+pub fn node_update_written(written: &Written) -> Scenario {
+    let scenario = Scenario::new("node update, written", |world: World| operator(world));
+    let written = written.clone();
+    let scenario = scenario.with_pure_passes().set_up(move |world: SetUp| {
+        let written = written.clone();
+        async move { written.write(world.client(), world.namespace()).await }
+    });
+    let scenario = scenario.actor(stateful_set_controller()).actor(kubelet());
+    ends_rolled_out(at_once(never_wrong(scenario)))
 }
 
 /// How far things are when the operator begins.

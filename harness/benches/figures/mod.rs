@@ -140,13 +140,18 @@ fn milliseconds(time: Duration) -> f64 {
 
 /// The middle one, and the one that nine of ten do not exceed.
 pub(crate) fn spread(times: &mut [Duration]) -> (Duration, Duration) {
+    (share(times, 0.5), share(times, 0.9))
+}
+
+/// The time that this share of them do not exceed.
+pub(crate) fn share(times: &mut [Duration], share: f64) -> Duration {
     times.sort();
-    let at = |tenth: usize| times.get(times.len() * tenth / 10).copied().unwrap_or_default();
-    (at(5), at(9))
+    let at = (times.len() as f64 * share) as usize;
+    times.get(at).or(times.last()).copied().unwrap_or_default()
 }
 
 /// Not every bench has figures of every kind, and no compiler is to warn of that.
 const _: () = {
-    let _ = (Figures::ratio, Figures::time, Figures::rate, Figures::count, spread);
+    let _ = (Figures::ratio, Figures::time, Figures::rate, Figures::count, spread, share);
     let _ = (Limit::None, Limit::AtMost, Limit::AtLeast);
 };

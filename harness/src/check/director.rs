@@ -51,6 +51,8 @@ struct Shared {
 struct States {
     choices: explore::Choices,
     flipping: bool,
+    /// Whether oracles look at passes as a whole.
+    judges_passes: bool,
     shapes: Mutex<Shapes>,
     /// Somebody has been here, so the run ends.
     known: tokio::sync::Notify,
@@ -65,6 +67,9 @@ struct Progress {
     acted: bool,
     commits: usize,
     choices: usize,
+    /// How the pass under way began, and whether somebody has acted since, if oracles look at passes as a whole.
+    began: Option<[u8; 16]>,
+    disturbed: bool,
 }
 
 struct State {
@@ -107,6 +112,7 @@ impl Director {
             States {
                 choices: choices.clone(),
                 flipping,
+                judges_passes: scenario.oracles.look_at_passes(),
                 shapes: Mutex::new(Shapes::new(namespace)),
                 known: tokio::sync::Notify::new(),
             }
@@ -154,9 +160,14 @@ impl Director {
     }
 
     pub(super) fn enter_pass(&self) {
+        let began = match &self.shared.states {
+            Some(states) if states.judges_passes => self.state(states, "a pass begins"),
+            _ => None,
+        };
         let mut state = self.lock();
         state.in_pass = true;
         state.passes += 1;
+        (state.progress.began, state.progress.disturbed) = (began, false);
     }
 
     /// The process begins a loop over passes.
@@ -170,7 +181,8 @@ impl Director {
     /// back if somebody has been there: the run ends.
     pub(super) async fn begin_round(&self, place: String) {
         let (commits, choices) = (self.shared.lag.observed(), self.record().len());
-        self.lock().progress = Progress { place: place.clone(), acted: false, commits, choices };
+        self.lock().progress =
+            Progress { place: place.clone(), commits, choices, ..Progress::default() };
         self.reach(&place).await;
     }
 
@@ -184,7 +196,7 @@ impl Director {
         let (commits, choices) = (self.shared.lag.observed(), self.record().len());
         let mut state = self.lock();
         let place = format!("pass {}", state.passes + 1);
-        state.progress = Progress { place, acted: false, commits, choices };
+        state.progress = Progress { place, commits, choices, ..Progress::default() };
     }
 
     /// Resolves when the run has come to a state that somebody has been in.
@@ -195,37 +207,35 @@ impl Director {
         }
     }
 
+    /// Tells the search where the run is. Never comes back if somebody has been there: the run ends.
     async fn reach(&self, place: &str) {
         let Some(states) = &self.shared.states else { return };
-        let lag = &self.shared.lag;
-        let told = {
-            let state = self.lock();
-            let Progress { place: round, acted, commits, choices } = state.progress.clone();
-            let made: Vec<usize> = self
-                .shared
-                .actors
-                .iter()
-                .zip(&state.made)
-                .map(|(actor, made)| if actor.is_limited() { *made } else { 0 })
-                .collect();
-            format!(
-                "{round} {acted} {} {} {} {made:?} {} {:?}",
-                lag.observed() > commits,
-                self.was_stale_since(choices),
-                state.in_pass,
-                state.lost,
-                state.choices.behind(),
-            )
-        };
-        let id = {
-            let mut shapes = states.shapes.lock().unwrap_or_else(PoisonError::into_inner);
-            lag.state(&mut shapes, &told, states.flipping)
-        };
-        let Some(id) = id else { return };
+        let progress = self.lock().progress.clone();
+        let Progress { place: round, acted, commits, choices, began, disturbed } = progress;
+        let changed = self.shared.lag.observed() > commits;
+        let stale = self.was_stale_since(choices);
+        let loops = format!("{round} {acted} {changed} {stale} {began:?} {disturbed}");
+        let Some(id) = self.state(states, &loops) else { return };
         if states.choices.reach(StateId::new(id), place) == Reached::Known {
+            // What is under way is dropped; that does not end it.
+            self.shared.lag.forget_passes();
             states.known.notify_one();
             std::future::pending::<()>().await;
         }
+    }
+
+    /// The state of the run, `loops` being what the process remembers of its passes.
+    fn state(&self, states: &States, loops: &str) -> Option<[u8; 16]> {
+        let rest = {
+            let state = self.lock();
+            let actors = self.shared.actors.iter().zip(&state.made);
+            let made: Vec<usize> =
+                actors.map(|(actor, made)| if actor.is_limited() { *made } else { 0 }).collect();
+            let behind = state.choices.behind();
+            format!("{loops} {} {made:?} {} {behind:?}", state.in_pass, state.lost)
+        };
+        let mut shapes = states.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.lag.state(&mut shapes, &rest, states.flipping)
     }
 
     pub(super) fn leave_pass(&self) {
@@ -350,7 +360,11 @@ impl Director {
         if taken != acts_at {
             return false;
         }
-        self.lock().made[index] += 1;
+        {
+            let mut state = self.lock();
+            state.made[index] += 1;
+            state.progress.disturbed = true;
+        }
         let before = lag.observed_by_resource();
         lag.act_as(Some(actor.name()));
         let done = step.await;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{FlipReport, Report, ground::RunError, scenario::BoxError};
 use crate::{
-    explore::{ExploreError, OutOfDate, ParseTokenError},
+    explore::{ExploreError, OutOfDate, ParseTokenError, ReplayError},
     world::WorldError,
 };
 
@@ -20,7 +20,7 @@ pub enum CheckError {
     /// Live reads that protect nothing that a test checks.
     #[error("{0}")]
     Survivors(Box<FlipReport>),
-    /// The token of `LAGGARD_REPLAY` no longer fits the process.
+    /// The token of `LAGGARD_REPLAY`, or one that is repeated, no longer fits the process.
     #[error("{0}")]
     OutOfDate(OutOfDate),
     /// A variable of the environment cannot be read.
@@ -66,6 +66,13 @@ impl CheckError {
 
     pub(super) fn world(error: WorldError) -> Self {
         Self::World(error)
+    }
+
+    pub(super) fn of_replay(error: ReplayError<RunError>) -> Self {
+        match error {
+            ReplayError::OutOfDate(error) => Self::OutOfDate(error),
+            ReplayError::Explore(error) => Self::Explore(error),
+        }
     }
 
     pub(super) fn token(value: &str, error: &ParseTokenError) -> Self {

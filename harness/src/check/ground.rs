@@ -11,7 +11,8 @@ use kube::{
     Api, Client, Config,
     api::{DeleteParams, PostParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::task::{JoinError, JoinSet};
 
 use super::{
     error::CheckError,
@@ -26,7 +27,7 @@ use crate::{
         tap::{TapResource, Taps},
     },
     plane::Plane,
-    world::{EtcdAddress, Moment, Worlds},
+    world::{EtcdAddress, Moment, WorldError, Worlds},
 };
 
 /// A server on which scenarios are checked.
@@ -37,18 +38,30 @@ use crate::{
 pub struct Server {
     config: Config,
     etcd: Result<EtcdAddress, String>,
+    taps: bool,
+}
+
+impl Server {
+    /// Makes every world through the API, and lists and watches each of its streams at the server: as whoever tests
+    /// without this library would. Slower, and for comparing.
+    #[must_use]
+    pub fn without_worlds(mut self) -> Self {
+        self.etcd = Err("that was asked for".to_owned());
+        self.taps = false;
+        self
+    }
 }
 
 impl From<&Plane> for Server {
     fn from(plane: &Plane) -> Self {
         let etcd = plane.etcd().map_err(|error| error.to_string());
-        Self { config: plane.config(), etcd }
+        Self { config: plane.config(), etcd, taps: true }
     }
 }
 
 impl From<Config> for Server {
     fn from(config: Config) -> Self {
-        Self { config, etcd: Err("the etcd of this server is not known".to_owned()) }
+        Self { config, etcd: Err("the etcd of this server is not known".to_owned()), taps: true }
     }
 }
 
@@ -61,7 +74,9 @@ impl fmt::Debug for Server {
 /// What all runs of one check share.
 pub(super) struct Ground {
     client: Client,
-    taps: Taps,
+    upstream: Upstream,
+    /// `None` where each run is to ask the server itself.
+    taps: Option<Taps>,
     forks: Result<Forks, String>,
     /// What is followed in every world.
     followed: Mutex<BTreeSet<TapResource>>,
@@ -73,6 +88,8 @@ pub(super) struct Ground {
 
 struct Forks {
     worlds: Worlds,
+    /// The worlds that are being erased beside the next runs.
+    erasures: Mutex<JoinSet<Result<(), WorldError>>>,
     /// What every run is forked from; the reason where that cannot be.
     moment: Result<Moment, String>,
 }
@@ -103,9 +120,10 @@ impl Ground {
             Ok(etcd) => Worlds::new(etcd).await.map_err(|error| error.to_string()),
             Err(reason) => Err(reason.clone()),
         };
-        let taps = Taps::over(upstream);
+        let taps = server.taps.then(|| Taps::over(upstream.clone()));
         let mut ground = Self {
             client,
+            upstream,
             taps,
             forks: Err(String::new()),
             followed: Mutex::default(),
@@ -115,12 +133,14 @@ impl Ground {
         ground.forks = match worlds {
             Err(reason) => Err(reason),
             Ok(worlds) => {
-                ground.taps.keep_only("lw-");
+                if let Some(taps) = &ground.taps {
+                    taps.keep_only("lw-");
+                }
                 let source = worlds.name().await.map_err(CheckError::world)?;
                 ground.create(&source, scenario.set_up.as_ref()).await?;
                 let moment = worlds.moment(&source).await.map_err(|error| error.to_string());
                 worlds.erase_namespace(&source).await.map_err(CheckError::world)?;
-                Ok(Forks { worlds, moment })
+                Ok(Forks { worlds, erasures: Mutex::default(), moment })
             }
         };
         if let Ok(Forks { moment: Ok(moment), .. }) = &ground.forks {
@@ -176,17 +196,9 @@ impl Ground {
         from: Source,
     ) -> Result<Place, CheckError> {
         let (namespace, fork, complete) = match (&self.forks, from) {
-            (Ok(Forks { worlds, moment: Ok(moment) }), Source::Moment) => {
+            (Ok(Forks { worlds, moment: Ok(moment), .. }), Source::Moment) => {
                 let fork = worlds.fork(moment).await.map_err(CheckError::world)?;
-                let last = fork.last_revisions();
-                for resource in resources_of(moment) {
-                    let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
-                    let revision = last.get(&kind).copied();
-                    if let Some(revision) = revision.filter(|_| self.taps.is_open(&resource)) {
-                        let reached = self.taps.reached(&resource, fork.namespace(), revision);
-                        reached.await.map_err(|error| CheckError::set_up(error.into()))?;
-                    }
-                }
+                self.reached(moment, &fork).await?;
                 fork.authorized(&self.client).await.map_err(CheckError::world)?;
                 (fork.namespace().to_owned(), Some(fork), true)
             }
@@ -202,11 +214,17 @@ impl Ground {
                 (namespace, None, false)
             }
         };
-        let service = self.taps.service(&namespace);
-        if complete {
-            service.complete();
-        }
-        let lag = Lag::over_upstream(Upstream::new(service), &namespace);
+        let upstream = match &self.taps {
+            Some(taps) => {
+                let service = taps.service(&namespace);
+                if complete {
+                    service.complete();
+                }
+                Upstream::new(service)
+            }
+            None => self.upstream.clone(),
+        };
+        let lag = Lag::over_upstream(upstream, &namespace);
         lag.record();
         for TapResource { group, version, plural } in self.followed() {
             lag.observe_resource(&group, &version, &plural, &namespace)
@@ -216,26 +234,49 @@ impl Ground {
         Ok(Place { namespace, lag, fork })
     }
 
-    /// Removes the world of a run, whose clients are gone.
-    pub(super) async fn leave(&self, place: Place) -> Result<(), CheckError> {
-        place.lag.close();
-        self.taps.forget(&place.namespace);
-        match (&self.forks, place.fork) {
-            (Ok(Forks { worlds, .. }), Some(fork)) => {
-                worlds.erase(fork).await.map_err(CheckError::world)
-            }
-            (Ok(Forks { worlds, .. }), None) => {
-                worlds.erase_namespace(&place.namespace).await.map_err(CheckError::world)
-            }
-            (Err(_), _) => {
-                let namespaces: Api<Namespace> = Api::all(self.client.clone());
-                let how = DeleteParams::background();
-                match namespaces.delete(&place.namespace, &how).await {
-                    Ok(_) | Err(kube::Error::Api(_)) => Ok(()),
-                    Err(error) => Err(CheckError::set_up(error.into())),
-                }
+    /// Waits until the taps have all of a fork.
+    async fn reached(&self, moment: &Moment, fork: &crate::world::World) -> Result<(), CheckError> {
+        let Some(taps) = &self.taps else { return Ok(()) };
+        let last = fork.last_revisions();
+        for resource in resources_of(moment) {
+            let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
+            let revision = last.get(&kind).copied();
+            if let Some(revision) = revision.filter(|_| taps.is_open(&resource)) {
+                let reached = taps.reached(&resource, fork.namespace(), revision);
+                reached.await.map_err(|error| CheckError::set_up(error.into()))?;
             }
         }
+        Ok(())
+    }
+
+    /// Removes the world of a run, whose clients are gone. A world in etcd goes beside the runs that follow: what keeps
+    /// it from going is an error of a later call, or of [`close`](Self::close).
+    pub(super) async fn leave(&self, place: Place) -> Result<(), CheckError> {
+        place.lag.close();
+        if let Some(taps) = &self.taps {
+            taps.forget(&place.namespace);
+        }
+        let Ok(forks) = &self.forks else {
+            let namespaces: Api<Namespace> = Api::all(self.client.clone());
+            let how = DeleteParams::background();
+            return match namespaces.delete(&place.namespace, &how).await {
+                Ok(_) | Err(kube::Error::Api(_)) => Ok(()),
+                Err(error) => Err(CheckError::set_up(error.into())),
+            };
+        };
+        let worlds = forks.worlds.clone();
+        let mut erasures = lock(&forks.erasures);
+        erasures.spawn(async move {
+            match place.fork {
+                Some(fork) => worlds.erase(fork).await?,
+                None => worlds.erase_namespace(&place.namespace).await?,
+            }
+            worlds.compact_if_due().await.map(drop)
+        });
+        while let Some(erased) = erasures.try_join_next() {
+            told(erased)?;
+        }
+        Ok(())
     }
 
     /// Follows what a run has asked about and nobody followed. Whether there was anything.
@@ -283,7 +324,11 @@ impl Ground {
         if is_event(&resource) {
             return false;
         }
-        match self.taps.open(&resource, None).await {
+        let followable = match &self.taps {
+            Some(taps) => taps.open(&resource, None).await.map_err(|error| error.to_string()),
+            None => self.list(&resource).await.map_err(|error| error.to_string()),
+        };
+        match followable {
             Ok(()) => lock(&self.followed).insert(resource),
             Err(error) => {
                 tracing::debug!(%resource, %error, "a resource cannot be followed");
@@ -291,6 +336,12 @@ impl Ground {
                 false
             }
         }
+    }
+
+    /// Whether a resource can be listed.
+    async fn list(&self, resource: &TapResource) -> Result<(), kube::Error> {
+        let list = http::Request::get(resource.path()).body(Vec::new());
+        self.client.request::<Value>(list.map_err(kube::Error::HttpError)?).await.map(drop)
     }
 
     /// How many resources are followed.
@@ -304,11 +355,20 @@ impl Ground {
 
     /// Waits until everything is removed.
     pub(super) async fn close(self) -> Result<(), CheckError> {
-        match self.forks {
-            Ok(Forks { worlds, .. }) => worlds.close().await.map_err(CheckError::world),
-            Err(_) => Ok(()),
+        let Ok(Forks { worlds, erasures, .. }) = self.forks else { return Ok(()) };
+        let mut erasures = erasures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut first = Ok(());
+        while let Some(erased) = erasures.join_next().await {
+            first = first.and(told(erased));
         }
+        worlds.close().await.map_err(CheckError::world)?;
+        first
     }
+}
+
+/// What an erasure in the background has come to.
+fn told(erased: Result<Result<(), WorldError>, JoinError>) -> Result<(), CheckError> {
+    erased.unwrap_or(Err(WorldError::RuntimeEnded)).map_err(CheckError::world)
 }
 
 fn resources_of(moment: &Moment) -> Vec<TapResource> {

@@ -12,10 +12,12 @@ mod files;
 mod finding;
 mod flips;
 mod ground;
+mod laps;
 mod oracles;
 mod progress;
 mod reduction;
 mod run;
+mod sampled;
 mod scenario;
 mod truth;
 mod world;
@@ -41,8 +43,8 @@ use self::{
 };
 use crate::{
     explore::{
-        Choices, ExploreError, Explored, Failure, OutOfDate, Passed, Progress, Regressions,
-        ReplayError, Search, Shrink, Subject, Token, replay,
+        Choices, ExploreError, Explored, Failure, OutOfDate, Outcome, Passed, Progress,
+        Regressions, Search, Shrink, Subject, Token, replay,
     },
     lag::model::{Bounds, Chosen, Finding, Run, Shard, Verdict},
     report::{self, KeptRun, Results},
@@ -74,6 +76,7 @@ pub struct Check {
     keep_going: bool,
     keep_runs: usize,
     observers: Vec<Observer>,
+    inspectors: Vec<Inspector>,
     every_moment: bool,
     files: Files,
 }
@@ -84,6 +87,16 @@ struct Observer(Arc<dyn Fn(&Progress) + Send + Sync>);
 impl fmt::Debug for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Observer")
+    }
+}
+
+/// Somebody who looks at what each run has left.
+#[derive(Clone)]
+struct Inspector(Arc<dyn Fn(&Outcome<Run>) + Send + Sync>);
+
+impl fmt::Debug for Inspector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Inspector")
     }
 }
 
@@ -100,6 +113,7 @@ impl Check {
             keep_going: false,
             keep_runs: 200,
             observers: Vec::new(),
+            inspectors: Vec::new(),
             every_moment: false,
             files: Files::default(),
         }
@@ -256,7 +270,7 @@ impl Check {
             let saved = Regressions::read(file).map_err(files::regressions)?;
             search = search.first(saved.tokens().iter().cloned());
         }
-        let explored = search.run(&forked).await.map_err(CheckError::Explore)?;
+        let explored = search.run(&self.inspected(forked)).await.map_err(CheckError::Explore)?;
         // With it goes the line on the terminal.
         drop(search);
         let mut report = self.report(ground, scenario, &explored).await;
@@ -284,8 +298,7 @@ impl Check {
         rehearse(ground, scenario, Source::Nothing).await?;
         let failure = match replay(&subject, token).await {
             Ok(failure) => failure,
-            Err(ReplayError::OutOfDate(error)) => return Err(CheckError::OutOfDate(error)),
-            Err(ReplayError::Explore(error)) => return Err(CheckError::Explore(error)),
+            Err(error) => return Err(CheckError::of_replay(error)),
         };
         let verdict = finding::verdict_of_replay(failure.is_some());
         let mut report = Report::new(scenario, verdict, self.bounds);

@@ -14,6 +14,7 @@ use super::{
     error::CheckError,
     flips::Seen,
     ground::{Ground, Place, RunError, Source},
+    laps::{Laps, Part},
     oracles::{self, BuiltIn, End, Ends},
     reduction::{self, Moment},
     scenario::{BoxError, Scenario},
@@ -49,12 +50,16 @@ impl Subject for Runs<'_> {
     type Error = RunError;
 
     async fn run(&self, choices: Choices) -> Result<Outcome<Run>, RunError> {
+        let mut laps = Laps::begin();
         let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
+        laps.end(Part::World);
+        let compared = !choices.is_one_of_a_search();
         let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
         place.lag.clear_scheduler();
         self.ground.note_left_out(&place.lag);
+        laps.end(Part::Process);
         let outcome = match ran {
-            Ok(Ok(ran)) => Ok(self.judge(&place, ran)),
+            Ok(Ok(ran)) => Ok(self.judge(&place, ran, compared)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(RunError {
                 what: format!("the process has not ended within {:?}", self.scenario.deadline),
@@ -71,7 +76,11 @@ impl Subject for Runs<'_> {
                 looker.lock().unwrap_or_else(PoisonError::into_inner).look(outcome);
             }
         }
+        laps.end(Part::Judge);
+        let namespace = place.namespace.clone();
         self.ground.leave(place).await.map_err(RunError::of)?;
+        laps.end(Part::Leave);
+        laps.tell(&namespace);
         outcome
     }
 }
@@ -141,7 +150,8 @@ impl Runs<'_> {
         RunError { what, evidence, source: None }
     }
 
-    fn judge(&self, place: &Place, ran: Ran) -> Outcome<Run> {
+    /// `compared`: somebody looks at the trace whatever the end is.
+    fn judge(&self, place: &Place, ran: Ran, compared: bool) -> Outcome<Run> {
         let chances = ran.director.chances();
         let notes: Vec<usize> = chances.iter().map(|(notes, _)| *notes).collect();
         let (mut run, steps) = place.lag.run_with_steps(&self.scenario.name, &notes);
@@ -160,7 +170,8 @@ impl Runs<'_> {
             return Outcome::new(Ending::Impossible { point, why }, run);
         }
         let ending = self.ending(&mut run, &ran);
-        let trace = trace(&run);
+        let compared = compared || ending.oracle().is_some();
+        let trace = if compared { trace(&run) } else { Vec::new() };
         let interleavings = model::interleavings(&run).unwrap_or(1);
         Outcome::new(ending, run)
             .with_trace(trace)

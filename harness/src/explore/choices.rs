@@ -111,6 +111,11 @@ impl Choices {
         Reached::Known
     }
 
+    /// Whether the run is one of a search, whose trace nobody looks at unless it fails.
+    pub(crate) fn is_one_of_a_search(&self) -> bool {
+        self.lock().known.is_some()
+    }
+
     /// The states that were told, and whether the run was ended at the last of them.
     pub(super) fn marks(&self) -> (Vec<Mark>, bool) {
         let inner = self.lock();

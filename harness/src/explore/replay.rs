@@ -18,25 +18,24 @@ pub async fn replay<S: Subject>(
     subject: &S,
     token: &Token,
 ) -> Result<Option<Failure<S::Record>>, ReplayError<S::Error>> {
+    let (choices, outcome) = named(subject, token).await?;
+    let failed = matches!(outcome.ending, Ending::Failed { .. });
+    Ok(failed.then_some(Failure { number: 1, choices, outcome }))
+}
+
+/// Makes the run that `token` names, and looks whether it is the one that is meant.
+async fn named<S: Subject>(
+    subject: &S,
+    token: &Token,
+) -> Result<(Arc<[Chosen]>, Outcome<S::Record>), ReplayError<S::Error>> {
     let choices = Choices::named(token);
     let Judged { choices: met, outcome, .. } = run(subject, choices.clone()).await?;
     let unmatched = choices.unmatched();
-    if !unmatched.is_empty() {
-        return Err(ReplayError::OutOfDate(OutOfDate {
-            token: token.clone(),
-            unmatched,
-            ending: outcome.ending,
-        }));
+    if !unmatched.is_empty() || matches!(outcome.ending, Ending::Impossible { .. }) {
+        let ending = outcome.ending;
+        return Err(ReplayError::OutOfDate(OutOfDate { token: token.clone(), unmatched, ending }));
     }
-    match outcome.ending {
-        Ending::Passed => Ok(None),
-        Ending::Failed { .. } => Ok(Some(Failure { number: 1, choices: met, outcome })),
-        Ending::Impossible { .. } => Err(ReplayError::OutOfDate(OutOfDate {
-            token: token.clone(),
-            unmatched,
-            ending: outcome.ending,
-        })),
-    }
+    Ok((met, outcome))
 }
 
 /// Makes a run again with the same choices and compares what happened.
@@ -50,24 +49,51 @@ pub async fn confirm<S: Subject>(
     outcome: &Outcome<S::Record>,
 ) -> Result<(), ExploreError<S::Error>> {
     let again = run(subject, Choices::again(Arc::clone(choices))).await?;
-    let lines = |outcome: &Outcome<S::Record>| {
-        let ending = match outcome.ending.oracle() {
-            Some(oracle) => format!("violates {oracle:?}"),
-            None => "violates nothing".to_owned(),
-        };
-        outcome.trace.iter().cloned().chain([ending]).collect::<Vec<_>>()
+    compare(&Token::of(choices), &lines(outcome), &lines(&again.outcome))
+}
+
+/// Makes the run that `token` names so many times, and returns the lines of its trace and its end, which all had.
+///
+/// # Errors
+/// As [`confirm`]; [`ReplayError::OutOfDate`] as [`replay`].
+pub async fn repeat<S: Subject>(
+    subject: &S,
+    token: &Token,
+    times: u64,
+) -> Result<Vec<String>, ReplayError<S::Error>> {
+    let (met, outcome) = named(subject, token).await?;
+    let first = lines(&outcome);
+    for _ in 1..times {
+        let again = run(subject, Choices::again(Arc::clone(&met))).await?;
+        compare(token, &first, &lines(&again.outcome))?;
+    }
+    Ok(first)
+}
+
+/// The trace, and how the run ended.
+fn lines<R>(outcome: &Outcome<R>) -> Vec<String> {
+    let ending = match outcome.ending.oracle() {
+        Some(oracle) => format!("violates {oracle:?}"),
+        None => "violates nothing".to_owned(),
     };
-    let (first, second) = (lines(outcome), lines(&again.outcome));
+    outcome.trace.iter().cloned().chain([ending]).collect()
+}
+
+fn compare<E: Error>(
+    token: &Token,
+    first: &[String],
+    second: &[String],
+) -> Result<(), ExploreError<E>> {
     if first == second {
         return Ok(());
     }
-    let line = first.iter().zip(&second).take_while(|(first, second)| first == second).count();
+    let line = first.iter().zip(second).take_while(|(first, second)| first == second).count();
     let at = |lines: &[String]| lines.get(line).cloned().unwrap_or_else(|| "its end".to_owned());
     Err(ExploreError::TraceDiffers {
-        token: Token::of(choices),
+        token: token.clone(),
         line: line + 1,
-        first: at(&first),
-        second: at(&second),
+        first: at(first),
+        second: at(second),
     })
 }
 

@@ -146,6 +146,7 @@ impl Service<Request<Body>> for ActorService {
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             let asked = Asked::read(&parts, &body);
+            asked.tell(&parts.method, &parts.uri, &parts.headers);
             if !asked.verb.is_write() || asked.streams_its_reply() {
                 return upstream.oneshot(Request::from_parts(parts, body)).await;
             }
@@ -208,6 +209,7 @@ impl Serving {
             Effect::Answer(Answer::LostReply) => {
                 // Whatever the server says is lost, a refusal as well; what it has done is fenced all the same.
                 let headers = request.headers().clone();
+                self.asked.tell(request.method(), request.uri(), request.headers());
                 let Ok(reply) = self.upstream.clone().oneshot(request).await else {
                     return self.break_connection().await;
                 };
@@ -421,6 +423,7 @@ impl Serving {
     }
 
     async fn send(&mut self, request: Request<Body>) -> Reply {
+        self.asked.tell(request.method(), request.uri(), request.headers());
         let reply = self.upstream.clone().oneshot(request).await;
         if let Err(error) = &reply {
             self.ticket.finish(Outcome::Failed(chain(&**error)));

@@ -8,7 +8,7 @@
 //! apart by those who come back at that revision, here no more than at the server; worlds have none.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -31,7 +31,7 @@ use self::{
     state::{Reach, State},
 };
 use super::wire::Target;
-use crate::connect::Upstream;
+use crate::{connect::Upstream, world::NameSet};
 
 mod follow;
 mod scope;
@@ -69,7 +69,7 @@ impl TapResource {
     }
 
     /// The path of its objects in all namespaces.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         let Self { group, version, plural } = self;
         format!("{}/{plural}", api_path(group, version))
     }
@@ -141,7 +141,7 @@ struct Keep(Mutex<Kept>);
 struct Kept {
     /// A name has to begin with each of them: what was not kept once cannot be made whole later.
     prefixes: Vec<String>,
-    forgotten: HashSet<String>,
+    forgotten: NameSet,
 }
 
 impl Taps {
@@ -246,7 +246,7 @@ impl Taps {
     /// Forgets what is kept of a namespace whose world is gone, for good: its name is used once. Watches of it that are open go on;
     /// new lists and watches go to the server.
     pub(crate) fn forget(&self, namespace: &str) {
-        self.0.keep.lock().forgotten.insert(namespace.to_owned());
+        self.0.keep.lock().forgotten.insert(namespace);
         lock(&self.0.worlds).remove(namespace);
         self.for_each(|state, keep| state.drop_unkept(keep));
     }

@@ -68,6 +68,18 @@ impl Asked {
         }
     }
 
+    /// Tells those who listen to the target `laggard::sent` at TRACE that it is sent on.
+    pub(super) fn tell(&self, method: &Method, uri: &Uri, headers: &HeaderMap) {
+        let content_type = || headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        tracing::trace!(
+            target: "laggard::sent",
+            %method,
+            %uri,
+            content_type = content_type(),
+            body = self.body.as_ref().map(ToString::to_string),
+        );
+    }
+
     /// The last value of a query parameter, `None` where it is empty.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         let value = self.query.iter().rev().find(|(key, _)| key == name)?.1.as_str();

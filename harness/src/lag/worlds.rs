@@ -71,6 +71,11 @@ impl Lag {
         });
     }
 
+    /// The passes under way are none any more, though they have not ended.
+    pub(crate) fn forget_passes(&self) {
+        self.engine.change(|registry| registry.passes.forget());
+    }
+
     /// Brings every view to the newest state; holds stay.
     pub(crate) async fn show_everything(&self) -> Result<(), StreamError> {
         let held: Vec<(Filter, bool)> = self.engine.change(|registry| {

@@ -62,6 +62,7 @@ pub use renames::Renames;
 use background::Background;
 use compact::Compactor;
 use etcd::Etcd;
+pub(crate) use names::NameSet;
 use names::Names;
 use owner::Owner;
 use tap::{Late, Listener, Tap};

@@ -1,6 +1,6 @@
 //! Names of worlds, each given out once in the life of an etcd.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::sync::Mutex;
 
@@ -45,16 +45,20 @@ impl Names {
 }
 
 /// Names of worlds, a bit each where they were given out here: there is one for every run of an
-/// exploration, for as long as it lasts.
+/// exploration, for as long as it lasts. Other names take more.
 #[derive(Debug, Default)]
-pub(super) struct NameSet {
+pub(crate) struct NameSet {
     /// By the first four of the eight characters.
     starts: HashMap<String, Vec<u64>>,
+    others: HashSet<String>,
 }
 
 impl NameSet {
-    pub(super) fn insert(&mut self, name: &str) {
-        let Some((start, number)) = taken_apart(name) else { return };
+    pub(crate) fn insert(&mut self, name: &str) {
+        let Some((start, number)) = taken_apart(name) else {
+            self.others.insert(name.to_owned());
+            return;
+        };
         let words = match self.starts.get_mut(start) {
             Some(words) => words,
             None => self.starts.entry(start.to_owned()).or_default(),
@@ -66,8 +70,8 @@ impl NameSet {
         words[word] |= 1 << (number % 64);
     }
 
-    pub(super) fn contains(&self, name: &str) -> bool {
-        let Some((start, number)) = taken_apart(name) else { return false };
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        let Some((start, number)) = taken_apart(name) else { return self.others.contains(name) };
         let word = self.starts.get(start).and_then(|words| words.get(number / 64));
         word.is_some_and(|word| word & 1 << (number % 64) != 0)
     }
@@ -113,6 +117,8 @@ mod tests {
             assert_eq!(set.contains(&name), numbers.contains(&number), "{name}");
         }
         assert!(!set.contains("lw-ab020000") && !set.contains("default"));
+        set.insert("default");
+        assert!(set.contains("default") && !set.contains("defaults"));
         // By hand, such as one that a test made up.
         set.insert("lw-zzzzzzzz");
         assert!(set.contains("lw-zzzzzzzz") && !set.contains("lw-zzzzzzzy"));

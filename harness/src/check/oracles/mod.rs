@@ -180,6 +180,11 @@ impl Oracles {
         self
     }
 
+    /// Whether some are about passes as a whole.
+    pub(crate) fn look_at_passes(&self) -> bool {
+        !self.passes.is_empty()
+    }
+
     /// Whether a built-in oracle is on.
     #[must_use]
     pub fn has(&self, oracle: BuiltIn) -> bool {

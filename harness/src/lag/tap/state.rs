@@ -454,7 +454,7 @@ mod tests {
         for namespace in ["lw-a", "lw-b", "default"] {
             state.take_in(line(namespace, 2), &keep).unwrap();
         }
-        keep.lock().forgotten.insert("lw-a".to_owned());
+        keep.lock().forgotten.insert("lw-a");
         keep.lock().prefixes.push("lw-".to_owned());
         state.drop_unkept(&keep);
         for namespace in ["lw-a", "lw-b", "default"] {

@@ -1,0 +1,97 @@
+//! What this process and the servers that it has started need, as Linux tells.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// In MiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Of this process, resident.
+    pub(crate) own: f64,
+    /// Of the API server, resident.
+    pub(crate) apiserver: f64,
+    /// Of etcd, resident.
+    pub(crate) etcd: f64,
+    /// The files of etcd.
+    pub(crate) data: f64,
+}
+
+/// The servers of the one plane of this process.
+pub(crate) struct Servers {
+    apiserver: u32,
+    etcd: u32,
+    data: PathBuf,
+}
+
+impl Servers {
+    /// Looks for them among the descendants of this process.
+    pub(crate) fn of_this_process() -> Result<Self> {
+        let apiserver = descendant("kube-apiserver")?;
+        let etcd = descendant("etcd")?;
+        let command = fs::read_to_string(format!("/proc/{etcd}/cmdline"))?;
+        let data = command.split('\0').find_map(|word| word.strip_prefix("--data-dir="));
+        let directory = fs::read_link(format!("/proc/{etcd}/cwd"))?;
+        let data = directory.join(data.context("etcd has no --data-dir")?);
+        Ok(Self { apiserver, etcd, data })
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        Ok(Memory {
+            own: resident(std::process::id())?,
+            apiserver: resident(self.apiserver)?,
+            etcd: resident(self.etcd)?,
+            data: size(&self.data)? as f64 / MIB,
+        })
+    }
+}
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// The one descendant of this process that runs this program.
+fn descendant(program: &str) -> Result<u32> {
+    let mut of_ours = vec![std::process::id()];
+    let mut at = 0;
+    while at < of_ours.len() {
+        let parent = of_ours[at];
+        at += 1;
+        for process in fs::read_dir("/proc")? {
+            let name = process?.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            // It may have ended meanwhile.
+            let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { continue };
+            // "pid (comm) state ppid …"; the name may have spaces in it.
+            let Some((head, tail)) = stat.rsplit_once(')') else { continue };
+            if tail.split_whitespace().nth(1).and_then(|it| it.parse().ok()) == Some(parent) {
+                if head.split_once('(').is_some_and(|(_, name)| name == program) {
+                    return Ok(id);
+                }
+                of_ours.push(id);
+            }
+        }
+    }
+    anyhow::bail!("no descendant of this process runs {program}")
+}
+
+fn resident(process: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))
+        .with_context(|| format!("process {process} has ended"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// All files below a directory.
+fn size(directory: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // Files come and go.
+        let Ok(metadata) = entry.metadata() else { continue };
+        sum += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
+    }
+    Ok(sum)
+}

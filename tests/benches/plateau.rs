@@ -1,0 +1,159 @@
+//! Whether an exploration can go on for ever: memory, etcd's data and the cost of a schedule, over many of them.
+
+#![expect(clippy::print_stdout, reason = "a bench is a program that prints")]
+
+#[path = "../../harness/benches/figures/mod.rs"]
+mod figures;
+mod memory;
+mod rollouts;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use laggard::check::Check;
+use laggard::explore::Sample;
+use rollout_tests::rollout;
+use tokio::sync::mpsc;
+
+use figures::{Figures, Limit};
+use memory::{Memory, Servers};
+use rollouts::ears::{Ears, Times};
+use rollouts::{end, exploring};
+
+/// How many schedules, unless `LAGGARD_PLATEAU` says otherwise.
+const SCHEDULES: u64 = 20_000;
+
+/// A point of the curve each time so many parts of the whole are done.
+const POINTS: u64 = 40;
+
+const AT_ONCE: usize = 4;
+
+/// What the second half of the schedules may need of anything, against the half before.
+const GROWTH: f64 = 1.15;
+
+/// How things stand after some schedules.
+struct At {
+    schedules: u64,
+    memory: Memory,
+    /// Of a schedule since the point before.
+    cost: Duration,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let schedules = match std::env::var("LAGGARD_PLATEAU") {
+        Ok(text) => text.parse().with_context(|| format!("LAGGARD_PLATEAU={text:?}"))?,
+        Err(_) => SCHEDULES,
+    };
+    ensure!(schedules >= POINTS, "LAGGARD_PLATEAU={schedules}: at least {POINTS} schedules");
+    let ears = Ears::listen();
+    let plane = exploring().await?;
+    let curve = followed(&ears, &plane, schedules).await?;
+    end(plane).await?;
+    write(&curve)?;
+    judge(&curve, schedules)
+}
+
+/// Makes the schedules, and looks now and then.
+async fn followed(ears: &Ears, plane: &Arc<laggard::Plane>, schedules: u64) -> Result<Vec<At>> {
+    let servers = Servers::of_this_process()?;
+    let (sender, mut due) = mpsc::unbounded_channel();
+    let (made, listening) = (AtomicU64::new(0), ears.clone());
+    let each = schedules / POINTS;
+    let check = Check::new().without_files().inspect(move |_| {
+        let made = made.fetch_add(1, Ordering::SeqCst) + 1;
+        // The requests are of no interest here.
+        listening.take_sent();
+        if made.is_multiple_of(each) {
+            // Nobody listens any more if the bench is about to fail.
+            let _ = sender.send(made);
+        }
+    });
+    let ran = async move {
+        let sample = Sample::pct(1, schedules, 2).parallel(AT_ONCE);
+        // With the check goes the sender, which ends the looking.
+        check.sample(&**plane, rollout::node_update(plane), &sample).await
+    };
+    let looked = async {
+        let mut curve: Vec<At> = Vec::new();
+        let mut last = Instant::now();
+        while let Some(schedules) = due.recv().await {
+            let before = curve.last().map_or(0, |at| at.schedules);
+            let made = u32::try_from(schedules - before)?.max(1);
+            let cost = last.elapsed() / made;
+            last = Instant::now();
+            ears.take();
+            let at = At { schedules, memory: servers.memory()?, cost };
+            println!("{}", row(&at));
+            curve.push(at);
+        }
+        anyhow::Ok(curve)
+    };
+    let (report, curve) = tokio::join!(ran, looked);
+    println!("{}", report?.verdict);
+    curve
+}
+
+fn row(at: &At) -> String {
+    let Memory { own, apiserver, etcd, data } = at.memory;
+    let cost = at.cost.as_secs_f64() * 1000.0;
+    format!(
+        "{:>7} schedules: test {own:>6.1} MiB, apiserver {apiserver:>7.1} MiB, etcd {etcd:>6.1} MiB, its data \
+         {data:>6.1} MiB, {cost:.2} ms each",
+        at.schedules
+    )
+}
+
+/// The curve as a table, beside the figures.
+fn write(curve: &[At]) -> Result<()> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("no target")?;
+    let mut file = File::create(target.join("plateau.csv"))?;
+    writeln!(file, "schedules,test MiB,apiserver MiB,etcd MiB,etcd's data MiB,ms a schedule")?;
+    for At { schedules, memory: Memory { own, apiserver, etcd, data }, cost } in curve {
+        let cost = cost.as_secs_f64() * 1000.0;
+        writeln!(file, "{schedules},{own:.1},{apiserver:.1},{etcd:.1},{data:.1},{cost:.3}")?;
+    }
+    Ok(())
+}
+
+/// The second half against the quarter before it: by then everything has been filled once.
+fn judge(curve: &[At], schedules: u64) -> Result<()> {
+    let mut figures = Figures::of("plateau");
+    let quarter = curve.len() / 4;
+    let (before, after) = (&curve[quarter..2 * quarter], &curve[2 * quarter..]);
+    let most = |points: &[At], of: fn(&Memory) -> f64| {
+        points.iter().map(|at| of(&at.memory)).fold(0.0, f64::max)
+    };
+    let parts: [(&str, fn(&Memory) -> f64); 4] = [
+        ("test process", |it| it.own),
+        ("API server", |it| it.apiserver),
+        ("etcd", |it| it.etcd),
+        ("etcd's data", |it| it.data),
+    ];
+    for (part, of) in parts {
+        let (before, after) = (most(before, of), most(after, of));
+        figures.count(&format!("{part} after {schedules} schedules"), after, "MiB", Limit::None);
+        let name = format!("{part}, the second half against the quarter before");
+        figures.ratio(&name, after / before, Limit::AtMost(GROWTH));
+    }
+    let mean = |points: &[At]| {
+        let sum: f64 = points.iter().map(|at| at.cost.as_secs_f64()).sum();
+        sum / points.len() as f64
+    };
+    let name = "cost of a schedule, the last quarter against the second";
+    let last = mean(&curve[3 * quarter..]);
+    figures.ratio(name, last / mean(before), Limit::AtMost(GROWTH));
+    figures.rate("schedules a second", 1.0 / mean(curve), Limit::None);
+    figures.finish()
+}
+
+/// This bench has no use for them.
+const _: () = {
+    let _ = (Times::whole, figures::spread, figures::share);
+    let _ = rollouts::written;
+};
