@@ -98,6 +98,7 @@ fn menu(
     projection: Option<&Projection>,
 ) -> Vec<Answered> {
     let Question { which, query, site, compare } = question;
+    let span = tracing::Span::current().metadata().map(|span| span.name().to_owned());
     let view = registry.at(which).readable();
     let (Which::Client(index) | Which::Replica(index)) = which;
     let taken_from = |objects: &Objects<'_>| -> Vec<(ObjectKey, Value)> {
@@ -118,6 +119,7 @@ fn menu(
             query: query.clone(),
             answer: objects.iter().filter_map(|(_, object)| Seen::of(object)).collect(),
             site: site.clone(),
+            span: span.clone(),
             behind: states.len() - 1 - offer.position,
             stale: compared[offer.position] != newest,
             point: None,

@@ -284,13 +284,18 @@ fn of_read(run: &Run, read: &CachedRead) -> Line {
         [seen] => format!("rv {}{}", seen.resource_version, generation(&read.answer)),
         several => format!("{} objects", several.len()),
     };
+    let span = read.span.as_ref().map(|span| format!("[{span}]"));
     let behind = match (read.stale, read.behind) {
         (true, behind) => format!(", {} behind", events(behind)),
         (false, _) => String::new(),
     };
     Line {
         target,
-        site: read.site.as_ref().map_or_else(String::new, place),
+        site: [span, read.site.as_ref().map(place)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
         outcome: format!("<- {answer}{behind}"),
         ..blank(kind, "CACHE", &how)
     }

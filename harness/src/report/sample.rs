@@ -157,6 +157,7 @@ fn run() -> Run {
         query: Query::Get(ObjectKey::namespaced("ns", "n0")),
         answer: vec![seen("1038", Some(1))],
         site: Some(Site { file: "tasks/observe.rs".to_owned(), line: 61 }),
+        span: None,
         behind: 1,
         stale: true,
         point: None,

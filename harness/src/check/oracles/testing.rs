@@ -112,6 +112,7 @@ impl Script {
             query: Query::Get(ObjectKey::namespaced("ns", name)),
             answer,
             site: None,
+            span: None,
             behind,
             stale: behind > 0,
             point: None,

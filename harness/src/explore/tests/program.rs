@@ -333,6 +333,7 @@ impl<'a> Machine<'a> {
             query,
             answer: seen(&self.logs[stream], position, objects),
             site: None,
+            span: None,
             behind: available - position,
             stale: answer != newest,
             point: None,

@@ -328,6 +328,9 @@ pub struct CachedRead {
     pub answer: Vec<Seen>,
     /// Where in the code under test.
     pub site: Option<Site>,
+    /// The innermost `tracing` span in which it was made. `None` where no subscriber records the span.
+    #[serde(default)]
+    pub span: Option<String>,
     /// How many events the view was behind what had been received of the stream.
     pub behind: usize,
     /// Whether the newest position would have given another answer.

@@ -251,6 +251,7 @@ mod tests {
             query: Query::Get(key.clone()),
             answer: vec![seen],
             site: None,
+            span: None,
             behind: 0,
             stale: false,
             point: None,

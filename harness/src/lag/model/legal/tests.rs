@@ -564,6 +564,7 @@ fn read(
         query,
         answer: seen(answer),
         site: None,
+        span: None,
         behind: 0,
         stale: false,
         point: None,
