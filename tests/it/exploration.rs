@@ -51,6 +51,7 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
 #[case::image_pulled_slowly(rollout::image_pulled_slowly)]
 #[case::set_deleted(rollout::set_deleted)]
 #[case::set_deleted_slowly(rollout::set_deleted_slowly)]
+#[case::set_never_gone(rollout::set_never_gone)]
 #[case::set_recreated(rollout::set_recreated)]
 #[case::set_usurped(rollout::set_usurped)]
 #[case::set_taken_away(rollout::set_taken_away)]
@@ -58,10 +59,21 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
 #[case::foreign_set_in_the_way(rollout::foreign_set_in_the_way)]
 #[tokio::test]
 async fn no_view_breaks_the_operator(#[case] scenario: fn(&Arc<Plane>) -> Scenario) -> Result<()> {
+    exhausted(check(), scenario).await
+}
+
+/// A read from the cache in place of a live one may show what an earlier cached read of the same pass has shown.
+#[tokio::test]
+async fn no_two_old_views_in_one_run_break_the_operator() -> Result<()> {
+    let bounds = Bounds { stale_reads: Some(2), environment: Some(0), ..Bounds::default() };
+    exhausted(Check::new().bounds(bounds), rollout::node_update).await
+}
+
+async fn exhausted(check: Check, scenario: fn(&Arc<Plane>) -> Scenario) -> Result<()> {
     let plane = plane().await?;
     let scenario = scenario(&plane);
     let name = scenario.name().to_owned();
-    let report = check().run(&*plane, scenario).await?;
+    let report = check.run(&*plane, scenario).await?;
     let verdict = &report.verdict;
     tracing::warn!(name, %verdict, "explored");
     ensure!(matches!(verdict.completeness, Completeness::Exhausted { .. }), "{verdict}");
