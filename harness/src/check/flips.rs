@@ -116,7 +116,9 @@ impl Flips {
             let stage: Vec<_> = scenarios.iter().map(|index| &stage[*index]).collect();
             let verdict = self.flip(&stage, &site).await?;
             let excuse = self.excused.get(&site.to_string()).cloned();
-            report.live.push(FlippedSite { site, verdict, excuse });
+            let flipped = FlippedSite { site, verdict, excuse };
+            tracing::info!("{flipped}");
+            report.live.push(flipped);
         }
         for (ground, _) in stage {
             ground.close().await?;
