@@ -28,6 +28,8 @@ fn part(number: u32, failure: Option<&str>) -> Results {
         failures: u64::from(failure.is_some()),
         impossible: 0,
         redundant: 0,
+        merged: 0,
+        looked_again: 0,
         points: 4,
         naive: 100,
         elapsed: Duration::from_secs(2),

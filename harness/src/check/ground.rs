@@ -183,8 +183,13 @@ impl Ground {
             .await
             .map_err(|error| CheckError::set_up(error.into()))?;
         if let Some(set_up) = set_up {
-            let world = SetUp { client: self.client.clone(), namespace: namespace.to_owned() };
+            let recorder = Lag::over_upstream(self.upstream.clone(), namespace);
+            let world = SetUp { client: recorder.client(), namespace: namespace.to_owned() };
             set_up(world).await.map_err(CheckError::set_up)?;
+            if self.forks.is_err() {
+                // No moment says what there is, and the process may never ask about what an actor acts on.
+                self.learn(recorder.requests().iter(), namespace).await;
+            }
         }
         Ok(())
     }
