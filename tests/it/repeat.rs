@@ -28,7 +28,7 @@ fn a_token_makes_one_and_the_same_run_on_either_runtime() -> Result<()> {
     let token = one.block_on(found())?;
     let first = one.block_on(repeated(&token))?;
     let second = several.block_on(repeated(&token))?;
-    ensure!(first.len() > 20, "too little to compare: {first:#?}");
+    ensure!(first.len() > 6, "too little to compare: {first:#?}");
     ensure!(
         first.last().is_some_and(|end| end.contains(rollout::STAMPED_EARLY)),
         "another end: {first:#?}"

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use serde_json::Value;
@@ -34,11 +34,13 @@ pub(super) struct Told {
     what: String,
     resource: String,
     value: Option<Value>,
+    /// Both, when they have been looked at once.
+    shapes: OnceLock<(Arc<Shape>, Option<Arc<Shape>>)>,
 }
 
 impl Told {
     pub(super) fn new(what: String, resource: String, value: Option<Value>) -> Self {
-        Self { what, resource, value }
+        Self { what, resource, value, shapes: OnceLock::new() }
     }
 
     pub(super) fn is_for_people(resource: &str) -> bool {
@@ -311,12 +313,13 @@ impl<'a> State<'a> {
     }
 
     fn told(&mut self, told: &Told) {
-        let what = Value::String(told.what.clone());
-        let what = Arc::new(self.shapes.shape(&what));
-        self.shape(&told.resource, what);
-        if let Some(value) = &told.value {
-            let shape = Arc::new(self.shapes.shape(value));
-            self.shape(&told.resource, shape);
+        let (what, value) = told.shapes.get_or_init(|| {
+            let shape = |value: &Value| Arc::new(self.shapes.shape(value));
+            (shape(&Value::String(told.what.clone())), told.value.as_ref().map(shape))
+        });
+        self.shape(&told.resource, Arc::clone(what));
+        if let Some(value) = value {
+            self.shape(&told.resource, Arc::clone(value));
         }
     }
 
