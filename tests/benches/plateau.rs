@@ -25,6 +25,9 @@ use memory::{Memory, Servers};
 use rollouts::ears::{Ears, Times};
 use rollouts::{end, exploring};
 
+/// One figure of what is used.
+type FigureOf = fn(&Memory) -> f64;
+
 /// How many schedules, unless `LAGGARD_PLATEAU` says otherwise.
 const SCHEDULES: u64 = 20_000;
 
@@ -129,7 +132,7 @@ fn judge(curve: &[At], schedules: u64) -> Result<()> {
     let most = |points: &[At], of: fn(&Memory) -> f64| {
         points.iter().map(|at| of(&at.memory)).fold(0.0, f64::max)
     };
-    let parts: [(&str, fn(&Memory) -> f64); 4] = [
+    let parts: [(&str, FigureOf); 4] = [
         ("test process", |it| it.own),
         ("API server", |it| it.apiserver),
         ("etcd", |it| it.etcd),

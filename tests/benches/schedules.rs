@@ -21,6 +21,9 @@ use figures::{Figures, Limit, spread};
 use rollouts::ears::{Ears, Times};
 use rollouts::{end, exploring, written};
 
+/// One part of the time that a run takes.
+type PartOf = fn(&Times) -> Duration;
+
 /// Each arm makes so many schedules in a round, the same in all arms, and the arms take turns.
 const ROUNDS: u64 = 4;
 const SCHEDULES: u64 = 40;
@@ -123,7 +126,7 @@ async fn rates(
 
 /// Where the time of a run goes.
 fn parts(figures: &mut Figures, name: &str, runs: &[Times]) {
-    let parts: [(&str, fn(&Times) -> Duration); 5] = [
+    let parts: [(&str, PartOf); 5] = [
         ("a run", Times::whole),
         ("making its world", |run| run.world),
         ("its process", |run| run.process),

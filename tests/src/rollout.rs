@@ -199,26 +199,37 @@ fn set_up(scenario: Scenario, plane: &Arc<Plane>, begin: Begin) -> Scenario {
     // A run takes half a second. The deadline is for a machine on which everything crawls.
     scenario.deadline(Duration::from_secs(300)).set_up(move |world: SetUp| {
         let plane = Arc::clone(&plane);
-        async move {
-            let stage = Stage::in_namespace(plane, world.namespace().to_owned()).await?;
-            stage.create_node("v1").await?;
-            stage.resume().await?;
-            stage.converge().await.context("the node did not settle")?;
-            stage.pause().await?;
-            stage.set_image("v2").await?;
-            if begin != Begin::Drifted {
-                stage.pass().await?; // writes the plan down
-            }
-            if begin == Begin::WithoutSet {
-                stage.delete_set().await?;
-            }
-            if matches!(begin, Begin::WithoutPod | Begin::WithoutSet) {
-                let pod = format!("{NODE}-0");
-                stage.api::<Pod>().delete(&pod, &DeleteParams::default()).await?;
-            }
-            stage.end().await
-        }
+        async move { begin_at(plane, world.namespace(), begin).await }
     })
+}
+
+/// A settled node that was asked for v2, and its plan written down, in this namespace.
+///
+/// # Errors
+///
+/// If the server refuses something, or the node does not settle.
+pub async fn settle(plane: Arc<Plane>, namespace: &str) -> Result<()> {
+    begin_at(plane, namespace, Begin::Planned).await
+}
+
+async fn begin_at(plane: Arc<Plane>, namespace: &str, begin: Begin) -> Result<()> {
+    let stage = Stage::in_namespace(plane, namespace.to_owned()).await?;
+    stage.create_node("v1").await?;
+    stage.resume().await?;
+    stage.converge().await.context("the node did not settle")?;
+    stage.pause().await?;
+    stage.set_image("v2").await?;
+    if begin != Begin::Drifted {
+        stage.pass().await?; // writes the plan down
+    }
+    if begin == Begin::WithoutSet {
+        stage.delete_set().await?;
+    }
+    if matches!(begin, Begin::WithoutPod | Begin::WithoutSet) {
+        let pod = format!("{NODE}-0");
+        stage.api::<Pod>().delete(&pod, &DeleteParams::default()).await?;
+    }
+    stage.end().await
 }
 
 /// What must never be so.

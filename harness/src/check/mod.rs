@@ -92,7 +92,9 @@ impl fmt::Debug for Observer {
 
 /// Somebody who looks at what each run has left.
 #[derive(Clone)]
-struct Inspector(Arc<dyn Fn(&Outcome<Run>) + Send + Sync>);
+struct Inspector(Inspect);
+
+type Inspect = Arc<dyn Fn(&Outcome<Run>) + Send + Sync>;
 
 impl fmt::Debug for Inspector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -25,6 +25,7 @@ impl StateId {
 /// What a run is told that has come to a state.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use = "a run in a known state is to be ended"]
+#[non_exhaustive]
 pub enum Reached {
     /// Nobody has been there, or with less left to spend: the run goes on.
     New,

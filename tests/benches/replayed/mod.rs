@@ -18,6 +18,9 @@ use crate::figures::{Figures, Limit, spread};
 use crate::rollouts::ears::{Ears, Sent, Times};
 use aliases::Aliases;
 
+/// Runs, each with what it sent.
+type Kept = Vec<(Run, Vec<Sent>)>;
+
 /// So many schedules are made, then their requests are sent, and so on.
 const ROUNDS: u64 = 8;
 const SCHEDULES: u64 = 25;
@@ -83,7 +86,7 @@ struct Made {
 
 /// Makes schedules one at a time.
 async fn made(ears: &Ears, plane: &Arc<Plane>, seed: u64) -> Result<Vec<Made>> {
-    let runs: Arc<Mutex<Vec<(Run, Vec<Sent>)>>> = Arc::default();
+    let runs: Arc<Mutex<Kept>> = Arc::default();
     let (kept, listening) = (Arc::clone(&runs), ears.clone());
     let mut times = Vec::new();
     ears.take();
