@@ -41,10 +41,9 @@ async fn a_fork_beside_live_controllers_ends_as_a_world_that_grew() -> Result<()
         let namespace = world.namespace().to_owned();
         let context = || format!("round {round}, {namespace}");
         // Nothing is taken for an orphan, and nothing is made twice.
-        assert_eq!(end(&stage, &namespace).await.with_context(context)?, before, "{}", context());
+        ends_as(&stage, &namespace, &before).await.with_context(context)?;
         roll(&stage, &namespace).await.with_context(context)?;
-        let ended = end(&stage, &namespace).await.with_context(context)?;
-        assert_eq!(ended, expected, "{}", context());
+        ends_as(&stage, &namespace, &expected).await.with_context(context)?;
         let history = stage.worlds.moment(&namespace).await?;
         let count = |resource: &str| {
             history.changes().filter(|change| change.resource.plural == resource).count()
@@ -122,6 +121,23 @@ async fn rolled_out(stage: &Stage, namespace: &str, image: &str) -> Result<()> {
         anyhow::ensure!(
             Instant::now() < deadline,
             "{image} is not rolled out in {namespace} after {LIMIT:?}; last: {status}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until the namespace is in this state. The StatefulSet controller hears of the pods of a fork
+/// one by one and writes a status for each of them.
+async fn ends_as(stage: &Stage, namespace: &str, expected: &BTreeMap<String, Value>) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = end(stage, namespace).await?;
+        if found == *expected {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "not as in a world that grew after {LIMIT:?}: {found:#?}\nexpected: {expected:#?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
