@@ -27,6 +27,7 @@ use super::ready::Probe;
 use super::{BackendKind, Plane, Readiness, Timings};
 use crate::assets::{Assets, Binary, Wanted};
 use crate::manifests::install_crds;
+use crate::world::Registry;
 
 /// A plane on two cores is ready in about a second, but twenty at once take half a minute.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -230,7 +231,7 @@ impl PlaneBuilder {
             Err(_) => Err(StartErrorKind::TimedOut { limit }),
         };
         match result {
-            Ok((config, kubeconfig)) => {
+            Ok((config, kubeconfig, start_revision)) => {
                 timings.total = begun.elapsed();
                 tracing::info!(?timings, %id, preset = %tuning.preset, "a plane is up");
                 Ok(Plane {
@@ -240,6 +241,8 @@ impl PlaneBuilder {
                     timings,
                     preset: tuning.preset,
                     controllers_paused: tokio::sync::Mutex::new(false),
+                    has_controllers: !self.controllers.is_empty(),
+                    start_revision,
                 })
             }
             Err(kind) => Err(launched.roll_back(attempt, kind).await),
@@ -316,7 +319,7 @@ impl PlaneBuilder {
         tuning: &Tuning,
         attempt: &mut Attempt,
         timings: &mut Timings,
-    ) -> Result<(Config, serde_json::Value), StartErrorKind> {
+    ) -> Result<(Config, serde_json::Value, Option<i64>), StartErrorKind> {
         attempt.step = Step::Launch;
         let begun = Instant::now();
         let mut tries = 0;
@@ -402,7 +405,17 @@ impl PlaneBuilder {
             .await?;
             timings.controllers = begun.elapsed();
         }
-        Ok((config, kubeconfig))
+        let start_revision = match (self.readiness, launched.backend().etcd()) {
+            (Readiness::Full, Some(etcd)) => match Registry::present(&etcd).await {
+                Ok(revision) => Some(revision),
+                Err(error) => {
+                    tracing::debug!(%error, "the plane cannot be reset to its start");
+                    None
+                }
+            },
+            _ => None,
+        };
+        Ok((config, kubeconfig, start_revision))
     }
 
     fn servers(&self, around: &Surroundings, tuning: &Tuning) -> Vec<Server> {

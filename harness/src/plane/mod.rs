@@ -18,6 +18,7 @@ mod pki;
 mod preset;
 mod process;
 mod ready;
+mod reset;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ pub use controllers::Controller;
 pub use error::{StartError, StartErrorKind, Step, Stopped};
 pub use flags::Flags;
 pub use preset::Preset;
+pub use reset::{PlaneMoment, Reset};
 
 use crate::assets::Binary;
 use crate::manifests::install_crds;
@@ -70,6 +72,9 @@ pub struct Plane {
     timings: Timings,
     preset: Preset,
     controllers_paused: Mutex<bool>,
+    has_controllers: bool,
+    /// etcd's revision when the start was over, if the server had made all that it makes by then.
+    start_revision: Option<i64>,
 }
 
 /// Which way servers are run.

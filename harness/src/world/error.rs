@@ -97,6 +97,17 @@ pub enum WorldError {
         /// Keys that were there at the last look.
         left: Vec<String>,
     },
+    /// Writers did not stop, so the keys of the server could not be put back.
+    #[error(
+        "failed to put all keys back in {rounds} rounds, since somebody goes on writing: stop the clients of the plane \
+         first; still different: {}", left.join(", ")
+    )]
+    NotPutBack {
+        /// How often the keys were compared.
+        rounds: usize,
+        /// Keys that were different at the last look.
+        left: Vec<String>,
+    },
     /// The background did not come to rest.
     #[error(
         "{tasks} erasures are still under way after {limit:?}; does somebody go on writing to \

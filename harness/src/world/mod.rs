@@ -39,6 +39,7 @@ mod names;
 mod owner;
 mod rbac;
 mod ready;
+mod registry;
 mod renames;
 mod tap;
 mod value;
@@ -65,6 +66,7 @@ use etcd::Etcd;
 pub(crate) use names::NameSet;
 use names::Names;
 use owner::Owner;
+pub(crate) use registry::{Difference, Registry, directory_of};
 use tap::{Late, Listener, Tap};
 
 /// A process that said nothing for so long is taken for dead, unless [`Worlds::with_patience`] says

@@ -12,5 +12,6 @@ mod lag;
 mod life;
 mod minors;
 mod readme;
+mod reset;
 mod shards;
 mod start;

@@ -1,0 +1,260 @@
+//! All that an API server keeps in its etcd, at one revision, and the way back to it.
+//!
+//! The way back keeps the rule of forks: within one resource each change has a transaction, and so a revision, of its
+//! own. A list or a watch that begins at any of them shows what a server could have shown.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::address::EtcdAddress;
+use super::error::WorldError;
+use super::etcd::Etcd;
+use super::key::REGISTRY;
+use super::wire::{Operation, Range, Txn};
+
+/// etcd's default `--max-txn-ops`.
+const MAX_OPERATIONS: usize = 128;
+
+/// Below etcd's default `--max-request-bytes` of 1.5 MiB.
+const MAX_BYTES: usize = 1024 * 1024;
+
+/// What the server's own controllers write back is gone after one more round; whoever writes on for so long has not been
+/// stopped.
+const ROUNDS: usize = 20;
+
+/// What the servers write about themselves, and what only tells people what happened.
+const LEFT_ALONE: [&str; 5] = [
+    "/registry/events/",
+    "/registry/masterleases/",
+    "/registry/leases/kube-system/",
+    "/registry/services/endpoints/default/kubernetes",
+    "/registry/endpointslices/default/kubernetes",
+];
+
+/// What other keys belong to: made before they are, and removed after them.
+const HOLDERS: [&str; 2] = ["namespaces", "apiextensions.k8s.io/customresourcedefinitions"];
+
+/// Keys with their values.
+type Keys = BTreeMap<String, Vec<u8>>;
+
+/// The keys of an API server at one revision.
+#[derive(Clone)]
+pub(crate) struct Registry {
+    revision: i64,
+    keys: Keys,
+}
+
+/// A key that was not as it should be.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Difference {
+    pub(crate) key: String,
+    /// What it had: `None` if it was missing.
+    pub(crate) had: Option<Vec<u8>>,
+    /// What it has now: `None` if it is gone.
+    pub(crate) has: Option<Vec<u8>>,
+}
+
+impl Registry {
+    /// Reads all keys, at a revision or, without one, at the present.
+    pub(crate) async fn read(
+        address: &EtcdAddress,
+        revision: Option<i64>,
+    ) -> Result<Self, WorldError> {
+        read(&Etcd::connect(address).await?, revision.unwrap_or_default()).await
+    }
+
+    /// The present revision.
+    pub(crate) async fn present(address: &EtcdAddress) -> Result<i64, WorldError> {
+        Etcd::connect(address).await?.revision().await
+    }
+
+    /// The revision that it was read at.
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// How many keys there are.
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Deletes what has been made since, and puts back what was changed or deleted, until there is no difference. Tells
+    /// all differences that there were, each key once, in the order of the keys.
+    ///
+    /// Dropping the future leaves a part of the way undone, and nothing half-written: it can be done again.
+    pub(crate) async fn put_back(
+        &self,
+        address: &EtcdAddress,
+    ) -> Result<Vec<Difference>, WorldError> {
+        let etcd = Etcd::connect(address).await?;
+        let mut all: BTreeMap<String, Difference> = BTreeMap::new();
+        for _ in 0..ROUNDS {
+            let present = read(&etcd, 0).await?;
+            let differences = differences(&present.keys, &self.keys);
+            if differences.is_empty() {
+                return Ok(all.into_values().collect());
+            }
+            for operations in phases(&differences) {
+                for txn in transactions(operations) {
+                    etcd.txn("put the plane back", &txn).await?;
+                }
+            }
+            for difference in differences {
+                all.entry(difference.key.clone()).or_insert(difference);
+            }
+        }
+        let present = read(&etcd, 0).await?;
+        let left = differences(&present.keys, &self.keys);
+        let left = left.into_iter().map(|difference| difference.key).collect();
+        Err(WorldError::NotPutBack { rounds: ROUNDS, left })
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The values have the secrets of the plane.
+        let keys = self.keys.len();
+        f.debug_struct("Registry").field("revision", &self.revision).field("keys", &keys).finish()
+    }
+}
+
+async fn read(etcd: &Etcd, revision: i64) -> Result<Registry, WorldError> {
+    let range = Range { keys_only: false, revision, ..Range::keys(REGISTRY) };
+    let read = etcd.range("read all keys", &range).await?;
+    let keys = read
+        .kvs
+        .into_iter()
+        .filter_map(|it| Some((String::from_utf8(it.key.0).ok()?, it.value.0)))
+        .filter(|(key, _)| !LEFT_ALONE.iter().any(|prefix| key.starts_with(prefix)))
+        .collect();
+    let revision = if revision == 0 { read.header.revision } else { revision };
+    Ok(Registry { revision, keys })
+}
+
+fn differences(present: &Keys, wanted: &Keys) -> Vec<Difference> {
+    let keys: BTreeSet<&String> = present.keys().chain(wanted.keys()).collect();
+    keys.into_iter()
+        .filter(|key| present.get(*key) != wanted.get(*key))
+        .map(|key| Difference {
+            key: key.clone(),
+            had: present.get(key).cloned(),
+            has: wanted.get(key).cloned(),
+        })
+        .collect()
+}
+
+/// The operations in an order in which nothing is without what it belongs to.
+fn phases(differences: &[Difference]) -> [Vec<&Difference>; 4] {
+    let is_holder = |it: &&Difference| HOLDERS.contains(&directory_of(&it.key));
+    let part = |holders: bool, gone: bool| {
+        let of = differences.iter().filter(|it| is_holder(it) == holders);
+        of.filter(|it| it.has.is_none() == gone).collect()
+    };
+    [part(true, false), part(false, true), part(false, false), part(true, true)]
+}
+
+/// At most one change of each resource in a transaction.
+fn transactions(differences: Vec<&Difference>) -> Vec<Txn> {
+    let mut queues: BTreeMap<&str, VecDeque<&Difference>> = BTreeMap::new();
+    for difference in differences {
+        queues.entry(directory_of(&difference.key)).or_default().push_back(difference);
+    }
+    let mut transactions = Vec::new();
+    while !queues.is_empty() {
+        let (mut success, mut size) = (Vec::new(), 0);
+        for difference in queues.values_mut().filter_map(VecDeque::pop_front) {
+            let bytes = difference.key.len() + difference.has.as_ref().map_or(0, Vec::len);
+            if success.len() == MAX_OPERATIONS || (size > 0 && size + bytes > MAX_BYTES) {
+                let success = std::mem::take(&mut success);
+                transactions.push(Txn { success, ..Txn::default() });
+                size = 0;
+            }
+            size += bytes;
+            let key = difference.key.as_str();
+            success.push(match &difference.has {
+                Some(value) => Operation::put(key, value.as_slice()),
+                None => Operation::delete(key),
+            });
+        }
+        transactions.push(Txn { success, ..Txn::default() });
+        queues.retain(|_, queue| !queue.is_empty());
+    }
+    transactions
+}
+
+/// `pods`, `services/specs`, `example.com/widgets`: what the key of one resource have in common.
+pub(crate) fn directory_of(key: &str) -> &str {
+    let path = key.strip_prefix(REGISTRY).unwrap_or(key);
+    let Some((first, rest)) = path.split_once('/') else { return path };
+    // Groups have a dot, which no resource has.
+    match first.contains('.') || first == "services" {
+        true => &path[..first.len() + 1 + rest.find('/').unwrap_or(rest.len())],
+        false => first,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(of: &[(&str, &str)]) -> Keys {
+        of.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect()
+    }
+
+    #[test]
+    fn what_differs_is_deleted_put_back_or_left() {
+        let wanted = keys(&[("/registry/a/1", "x"), ("/registry/a/2", "x"), ("/registry/a/3", "")]);
+        let present =
+            keys(&[("/registry/a/0", "x"), ("/registry/a/2", "y"), ("/registry/a/3", "")]);
+        let found = differences(&present, &wanted);
+        let told: Vec<_> = found.iter().map(|it| (&it.key[12..], it.has.is_some())).collect();
+        assert_eq!(told, [("0", false), ("1", true), ("2", true)]);
+    }
+
+    #[test]
+    fn a_resource_has_one_change_in_a_transaction_and_holders_stand_around_the_rest() {
+        let crds = "/registry/apiextensions.k8s.io/customresourcedefinitions";
+        let gone = |key: &str| (key.to_owned(), b"x".to_vec());
+        let made: Keys = [
+            gone(&format!("{crds}/widgets.example.com")),
+            gone("/registry/example.com/widgets/n/a"),
+            gone("/registry/example.com/widgets/n/b"),
+            gone("/registry/pods/n/a"),
+            gone("/registry/namespaces/n"),
+        ]
+        .into();
+        let forth = differences(&made, &Keys::default());
+        let back = differences(&Keys::default(), &made);
+        let sizes = |differences: &[Difference]| {
+            phases(differences).map(|phase| {
+                transactions(phase).iter().map(|txn| txn.success.len()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(sizes(&forth), [vec![], vec![2, 1], vec![], vec![2]]);
+        assert_eq!(sizes(&back), [vec![2], vec![], vec![2, 1], vec![]]);
+    }
+
+    #[test]
+    fn a_large_value_goes_alone() {
+        let large = vec![0; MAX_BYTES];
+        let wanted: Keys = [("a", large.clone()), ("b", large), ("c", Vec::new())]
+            .map(|(resource, value)| (format!("/registry/{resource}/n/x"), value))
+            .into();
+        let back = differences(&Keys::default(), &wanted);
+        let [_, _, puts, _] = phases(&back);
+        let sizes: Vec<_> = transactions(puts).iter().map(|txn| txn.success.len()).collect();
+        assert_eq!(sizes, [1, 1, 1]);
+    }
+
+    #[test]
+    fn the_directory_is_that_of_the_resource() {
+        for (key, directory) in [
+            ("/registry/namespaces/n", "namespaces"),
+            ("/registry/pods/n/x", "pods"),
+            ("/registry/services/specs/n/x", "services/specs"),
+            ("/registry/example.com/widgets/n/x", "example.com/widgets"),
+            ("/registry/example.com/gadgets/x", "example.com/gadgets"),
+        ] {
+            assert_eq!(directory_of(key), directory);
+        }
+    }
+}
