@@ -12,5 +12,6 @@ mod lag;
 mod life;
 mod minors;
 mod readme;
+mod settings;
 mod shards;
 mod start;
