@@ -501,8 +501,8 @@ async fn refusal_of(
     evidence: &[ServerEvidence],
 ) -> Option<Refusal> {
     let StartErrorKind::Exited { server, .. } = kind else { return None };
-    let log = &evidence.iter().find(|evidence| evidence.server == *server)?.log_tail;
-    let refused = refusal::refused(log)?;
+    let evidence = evidence.iter().find(|evidence| evidence.server == *server)?;
+    let refused = refusal::refused(&evidence.log_tail)?.asked_by(&evidence.command);
     let help = backend.ask(*server, "--help").await;
     Some(refusal(backend, *server, refused, help.as_deref()).await)
 }

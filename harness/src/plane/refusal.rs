@@ -112,6 +112,23 @@ impl Refusal {
     }
 }
 
+impl Refused {
+    /// Kubernetes 1.34 names the group alone; the command line has all of it.
+    pub(crate) fn asked_by(self, command: &str) -> Self {
+        let Self::Api { name: group } = &self else { return self };
+        let name = command
+            .split_whitespace()
+            .filter_map(|argument| argument.strip_prefix("--runtime-config="))
+            .flat_map(|asked| asked.split(','))
+            .filter_map(|asked| asked.split('=').next())
+            .find(|name| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('/')));
+        match name {
+            Some(name) => Self::Api { name: name.to_owned() },
+            None => self,
+        }
+    }
+}
+
 impl Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dashes = if matches!(self.refused, Refused::Flag { .. }) { "--" } else { "" };
@@ -423,6 +440,15 @@ mod tests {
       --version version[=true]    --version, --version=raw prints
   -v, --v Level                  number
 ";
+
+    #[test]
+    fn a_group_alone_is_completed_from_the_command_line() {
+        let command = "kube-apiserver --runtime-config=apps/v1=true --runtime-config=app/v1=true";
+        let api = |name: &str| Refused::Api { name: name.to_owned() };
+        assert_eq!(api("app").asked_by(command), api("app/v1"));
+        assert_eq!(api("batch").asked_by(command), api("batch"));
+        assert_eq!(api("app/v1").asked_by(command), api("app/v1"));
+    }
 
     #[test]
     fn help_is_read() {

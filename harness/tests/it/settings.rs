@@ -160,7 +160,7 @@ async fn a_gate_and_an_api_are_on_or_off_as_was_said(
     let Some(builder) = on(backend).await else { return Ok(()) };
     let plane = builder
         // On by default, and off by default.
-        .feature_gate("APIServerIdentity", false)
+        .feature_gate("APIResponseCompression", false)
         .feature_gate("CoordinatedLeaderElection", true)
         .runtime_config("coordination.k8s.io/v1beta1", true)
         .runtime_config("autoscaling/v2", false)
@@ -169,7 +169,7 @@ async fn a_gate_and_an_api_are_on_or_off_as_was_said(
         .await?;
     let client = plane.client()?;
     let metrics = client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
-    for (gate, value) in [("APIServerIdentity", "0"), ("CoordinatedLeaderElection", "1")] {
+    for (gate, value) in [("APIResponseCompression", "0"), ("CoordinatedLeaderElection", "1")] {
         let line = metrics.lines().find(|line| {
             line.starts_with("kubernetes_feature_enabled") && line.contains(&format!("\"{gate}\""))
         });
