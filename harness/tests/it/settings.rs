@@ -165,8 +165,15 @@ async fn a_gate_and_an_api_are_on_or_off_as_was_said(
         .runtime_config("coordination.k8s.io/v1beta1", true)
         .runtime_config("autoscaling/v2", false)
         .controllers([Controller::ReplicaSet])
+        .log_level(2)
         .start()
         .await?;
+    // At that level a server logs its flags.
+    if let Some(logs) = plane.logs() {
+        let log = std::fs::read_to_string(logs.join("kube-controller-manager.log"))?;
+        let flag = log.lines().find(|line| line.contains("FLAG: --feature-gates="));
+        ensure!(flag.is_some_and(|flag| flag.contains("CoordinatedLeaderElection")), "{flag:?}");
+    }
     let client = plane.client()?;
     let metrics = client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
     for (gate, value) in [("APIResponseCompression", "0"), ("CoordinatedLeaderElection", "1")] {
@@ -249,9 +256,10 @@ async fn a_pod_needs_no_account_where_nobody_makes_any() -> Result<()> {
 
 async fn make_pod(plane: &Plane, namespace: &str) -> Result<Pod> {
     let pods: Api<Pod> = Api::namespaced(plane.client()?, namespace);
+    // With a tag: without one it is the newest, which is always pulled.
     let pod = serde_json::from_value(json!({
         "metadata": { "name": "p" },
-        "spec": { "containers": [{ "name": "c", "image": "i" }] },
+        "spec": { "containers": [{ "name": "c", "image": "i:1" }] },
     }))?;
     Ok(pods.create(&PostParams::default(), &pod).await?)
 }
