@@ -1,7 +1,7 @@
 //! Settings of the servers: what they do, and what is said of one that does not exist.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{Api, PostParams};
 use laggard::Plane;
 use laggard::assets::{Binary, Wanted};
@@ -235,6 +235,9 @@ async fn a_pod_gets_its_account_where_the_controller_of_accounts_runs(
     let plane = builder.controllers([Controller::ServiceAccount]).start().await?;
     let namespace = plane.namespace("settings").await?;
     for namespace in [&namespace, "default"] {
+        let accounts: Api<ServiceAccount> = Api::namespaced(plane.client()?, namespace);
+        // At once: a server that is quick would refuse the pod before it is there.
+        accounts.get("default").await?;
         let pod = make_pod(&plane, namespace).await?.spec.context("no spec")?;
         ensure!(pod.service_account_name.as_deref() == Some("default"), "{pod:?}");
         let volumes = pod.volumes.context("no token")?;
