@@ -183,9 +183,8 @@ impl Rule {
     }
 
     fn check(&self) -> Result<(), String> {
-        if !self.non_resource_urls.is_empty()
-            && !(self.resources.is_empty() && self.namespaces.is_empty())
-        {
+        let about_resources = self.resources.len() + self.namespaces.len() > 0;
+        if about_resources && !self.non_resource_urls.is_empty() {
             return Err(" has nonResourceURLs beside resources or namespaces".to_owned());
         }
         for url in self.non_resource_urls.iter().filter(|url| *url != "*") {

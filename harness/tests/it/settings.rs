@@ -20,6 +20,10 @@ async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
     if backend == BackendKind::Container {
         crate::container::docker().await?;
     }
+    #[cfg(not(feature = "container"))]
+    if backend == BackendKind::Container {
+        return None;
+    }
     Some(Plane::builder().backend(backend))
 }
 

@@ -324,8 +324,9 @@ impl Backend for ContainerBackend {
         let evidence = self.containers.iter().map(|(&server, running)| async move {
             let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
             let read = self.engine().run(async move {
-                // More than is shown: what etcd says of a flag is above its long help.
-                server::log(&docker, &id, None).await
+                // More than is shown, since empty lines are not, and what etcd says of a flag it does
+                // not have is above two dozen lines of usage.
+                server::log(&docker, &id, Some(4 * SHOWN_LINES)).await
             });
             let log = match read.await {
                 Ok(Ok(log)) => last_lines(&log, SHOWN_LINES),
