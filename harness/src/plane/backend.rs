@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -35,6 +36,15 @@ pub(crate) trait Backend: Debug + Send + Sync {
 
     /// What every server was started with and said last.
     fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>>;
+
+    /// What the program of a server answers to `--help` or `--version`; `None` if it cannot be asked.
+    fn ask(&self, server: Binary, question: &'static str) -> BoxFuture<'_, Option<String>>;
+
+    /// The file with the audit log, where it is one on this machine.
+    fn audit_log(&self) -> Option<&Path>;
+
+    /// The text of the audit log, a line an event.
+    fn read_audit_log(&self) -> BoxFuture<'_, std::io::Result<String>>;
 
     /// Keeps the logs beyond the end of the plane; their directory.
     fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>>;
@@ -76,6 +86,8 @@ pub(crate) fn no_such_server(server: Binary) -> StartErrorKind {
 pub(crate) struct Server {
     pub(crate) binary: Binary,
     pub(crate) arguments: Vec<String>,
+    /// Flags that somebody had removed, but that were not there.
+    pub(crate) removed: Vec<String>,
     /// What its Go runtime is told.
     pub(crate) go: [(&'static str, &'static str); 2],
 }
@@ -90,6 +102,8 @@ pub(crate) struct Surroundings {
     pub(crate) apiserver: Flags,
     /// The address that a controller-manager beside the API server calls.
     pub(crate) apiserver_url: String,
+    /// What the API server is told of where its audit log is to be.
+    pub(crate) audit_log: String,
 }
 
 /// A file that the servers need, under a name relative to [`Surroundings::files`].
@@ -135,7 +149,12 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) pki: &'a Pki,
     /// Where to keep everything but the logs, if it is to be in memory.
     pub(crate) memory: Option<&'a Path>,
+    /// Whether what the servers log goes to standard error as well.
+    pub(crate) attach_output: bool,
 }
+
+/// A server answers a question about itself within a tenth of a second.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the Go runtime of a server is told: fewer collections while it starts; the limit keeps
 /// the heap where the default would have it.

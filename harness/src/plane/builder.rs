@@ -18,12 +18,14 @@ use serde_json::json;
 use super::backend::{Backend, Ingredients, Server, Surroundings};
 use super::controllers::{self, Controller};
 use super::directory::new_id;
-use super::error::{Evidence, StartError, StartErrorKind, Step};
+use super::error::{Evidence, ServerEvidence, StartError, StartErrorKind, Step};
 use super::flags::Flags;
 use super::pki::{Pair, Pki, SERVER_NAME};
 use super::preset::Tuning;
 use super::process::ProcessBackend;
 use super::ready::Probe;
+use super::refusal::{self, Refusal, Refused};
+use super::settings::{AUDIT_POLICY, Named};
 use super::{BackendKind, Plane, Readiness, Timings};
 use crate::assets::{Assets, Binary, Wanted};
 use crate::manifests::install_crds;
@@ -59,14 +61,15 @@ pub struct PlaneBuilder {
     kubernetes: Option<String>,
     assets: Wanted,
     backend: Option<BackendKind>,
-    controllers: BTreeSet<Controller>,
+    pub(super) controllers: BTreeSet<Controller>,
     crds: Vec<CustomResourceDefinition>,
     readiness: Readiness,
     start_timeout: Option<Duration>,
     exploring: bool,
-    etcd: Flags,
-    apiserver: Flags,
-    controller_manager: Flags,
+    pub(super) named: Named,
+    pub(super) etcd: Flags,
+    pub(super) apiserver: Flags,
+    pub(super) controller_manager: Flags,
 }
 
 impl Default for PlaneBuilder {
@@ -80,6 +83,7 @@ impl Default for PlaneBuilder {
             readiness: Readiness::default(),
             start_timeout: None,
             exploring: false,
+            named: Named::default(),
             etcd: Flags::new(),
             apiserver: Flags::new(),
             controller_manager: Flags::new(),
@@ -166,19 +170,22 @@ impl PlaneBuilder {
         self
     }
 
-    /// Changes to etcd's flags.
+    /// Changes to etcd's flags; they win over whatever the other methods here set.
+    ///
+    /// A flag that this version of the server does not have, or whose value it does not take, fails
+    /// the start with [`StartErrorKind::Refused`], which has the nearest names.
     pub fn etcd_flags(mut self, changes: Flags) -> Self {
         self.etcd = self.etcd.then(&changes);
         self
     }
 
-    /// Changes to kube-apiserver's flags.
+    /// Changes to kube-apiserver's flags: see [`Self::etcd_flags`].
     pub fn apiserver_flags(mut self, changes: Flags) -> Self {
         self.apiserver = self.apiserver.then(&changes);
         self
     }
 
-    /// Changes to kube-controller-manager's flags.
+    /// Changes to kube-controller-manager's flags: see [`Self::etcd_flags`].
     pub fn controller_manager_flags(mut self, changes: Flags) -> Self {
         self.controller_manager = self.controller_manager.then(&changes);
         self
@@ -213,7 +220,12 @@ impl PlaneBuilder {
             true => Tuning::exploring(settings.backend),
             false => Tuning::standard(),
         };
-        let from = Ingredients { id: &id, pki: &pki, memory: tuning.memory.as_deref() };
+        let from = Ingredients {
+            id: &id,
+            pki: &pki,
+            memory: tuning.memory.as_deref(),
+            attach_output: self.named.attaches_output(),
+        };
         let limit = settings.start_timeout;
         let deadline = tokio::time::Instant::now() + limit;
 
@@ -240,6 +252,8 @@ impl PlaneBuilder {
                     kubeconfig,
                     timings,
                     preset: tuning.preset,
+                    is_audited: self.named.audit.is_some(),
+                    has_accounts: self.controllers.contains(&Controller::ServiceAccount),
                     controllers_paused: tokio::sync::Mutex::new(false),
                     has_controllers: !self.controllers.is_empty(),
                     start_revision,
@@ -284,6 +298,7 @@ impl PlaneBuilder {
 
     /// What the builder leaves open, from the environment.
     fn settings(&self) -> Result<Settings, StartErrorKind> {
+        self.named.check()?;
         let backend = match self.backend {
             Some(backend) => backend,
             None => match std::env::var("LAGGARD_BACKEND").ok().as_deref() {
@@ -322,10 +337,16 @@ impl PlaneBuilder {
     ) -> Result<(Config, serde_json::Value, Option<i64>), StartErrorKind> {
         attempt.step = Step::Launch;
         let begun = Instant::now();
+        if let Some(policy) = &self.named.audit {
+            launched.add_file(AUDIT_POLICY, policy.to_text())?;
+        }
         let mut tries = 0;
         let (config, kubeconfig) = loop {
             tries += 1;
             let servers = self.servers(launched.surroundings(), tuning);
+            for server in &servers {
+                refuse_removals(launched.backend(), server).await?;
+            }
             launched.backend().launch(&servers).await?;
             attempt.step = Step::Readiness;
             let (config, kubeconfig) = launched.config(pki)?;
@@ -395,6 +416,7 @@ impl PlaneBuilder {
             let begun = Instant::now();
             let server = self.controller_manager(launched.surroundings(), tuning);
             launched.write_controller_manager_kubeconfig(pki)?;
+            refuse_removals(launched.backend(), &server).await?;
             launched.backend().launch(std::slice::from_ref(&server)).await?;
             watched(launched.backend(), async {
                 controllers::wait_until_at_work(&client, &self.controllers, |awaited| {
@@ -416,62 +438,6 @@ impl PlaneBuilder {
             _ => None,
         };
         Ok((config, kubeconfig, start_revision))
-    }
-
-    fn servers(&self, around: &Surroundings, tuning: &Tuning) -> Vec<Server> {
-        let files = &around.files;
-        let etcd = Flags::new()
-            .set("name", "default")
-            .set("unsafe-no-fsync", "true")
-            // One member: its election need not wait for anybody.
-            .set("heartbeat-interval", "10")
-            .set("election-timeout", "50")
-            .set("log-level", "warn")
-            .then(&around.etcd)
-            .then(&tuning.etcd)
-            .then(&self.etcd);
-        let apiserver = Flags::new()
-            // Both, always: without the first there must be a default route, and without the
-            // second Kubernetes 1.37 refuses a loopback address.
-            .set("advertise-address", "127.0.0.1")
-            .set("endpoint-reconciler-type", "none")
-            .set("allow-privileged", "true")
-            .set("anonymous-auth", "false")
-            .set("authorization-mode", "RBAC")
-            // No controller makes the default accounts, and every pod would be refused.
-            .set("disable-admission-plugins", "ServiceAccount")
-            .set("service-cluster-ip-range", "10.0.0.0/24")
-            .set("client-ca-file", format!("{files}client-ca.crt"))
-            .set("tls-cert-file", format!("{files}serving.crt"))
-            .set("tls-private-key-file", format!("{files}serving.key"))
-            .set("service-account-issuer", "https://kubernetes.default.svc")
-            .set("service-account-key-file", format!("{files}service-accounts.pub"))
-            .set("service-account-signing-key-file", format!("{files}service-accounts.key"))
-            .then(&around.apiserver)
-            .then(&tuning.apiserver)
-            .then(&self.apiserver);
-        let server =
-            |binary, flags: Flags| Server { binary, arguments: flags.arguments(), go: tuning.go };
-        vec![server(Binary::Etcd, etcd), server(Binary::KubeApiserver, apiserver)]
-    }
-
-    fn controller_manager(&self, around: &Surroundings, tuning: &Tuning) -> Server {
-        let files = &around.files;
-        let flags = Flags::new()
-            .set("kubeconfig", format!("{files}{CONTROLLER_MANAGER_KUBECONFIG}"))
-            .set("leader-elect", "false")
-            .set("secure-port", "0")
-            .set("controllers", controllers::flag(&self.controllers))
-            .set("service-account-private-key-file", format!("{files}service-accounts.key"))
-            // A test should not wait for a limit that protects large clusters.
-            .set("kube-api-qps", "1000")
-            .set("kube-api-burst", "2000")
-            .then(&self.controller_manager);
-        Server {
-            binary: Binary::KubeControllerManager,
-            arguments: flags.arguments(),
-            go: tuning.go,
-        }
     }
 }
 
@@ -539,6 +505,52 @@ async fn watched<T>(
         result = wait => result,
         (server, status) = backend.ended() => Err(StartErrorKind::Exited { server, status }),
     }
+}
+
+/// The refusal in the log of a server that ended, if it ended of one.
+async fn refusal_of(
+    backend: &dyn Backend,
+    kind: &StartErrorKind,
+    evidence: &[ServerEvidence],
+) -> Option<Refusal> {
+    let StartErrorKind::Exited { server, .. } = kind else { return None };
+    let evidence = evidence.iter().find(|evidence| evidence.server == *server)?;
+    let refused = refusal::refused(&evidence.log_tail)?.asked_by(&evidence.command);
+    let help = backend.ask(*server, "--help").await;
+    Some(refusal(backend, *server, refused, help.as_deref()).await)
+}
+
+/// An error if a flag was to be removed that neither we set nor the server has: a typo that no
+/// server would ever complain about.
+async fn refuse_removals(backend: &dyn Backend, server: &Server) -> Result<(), StartErrorKind> {
+    if server.removed.is_empty() {
+        return Ok(());
+    }
+    // Without an answer, let it be: it changes nothing.
+    let Some(help) = backend.ask(server.binary, "--help").await else { return Ok(()) };
+    let known = refusal::flags(&help);
+    match server.removed.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let refused = Refused::Flag { name: name.clone() };
+            let refusal = refusal(backend, server.binary, refused, Some(&help)).await;
+            Err(StartErrorKind::Refused(Box::new(refusal)))
+        }
+    }
+}
+
+async fn refusal(
+    backend: &dyn Backend,
+    server: Binary,
+    refused: Refused,
+    help: Option<&str>,
+) -> Refusal {
+    let version = backend.ask(server, "--version").await;
+    let version =
+        version.and_then(|answer| answer.split_whitespace().find_map(|word| word.parse().ok()));
+    let mut refusal = Refusal { server, version, refused, near: Vec::new() };
+    refusal.look_up(help.unwrap_or_default());
+    refusal
 }
 
 /// What a backend runs.
@@ -611,14 +623,18 @@ impl Launched {
     fn write_controller_manager_kubeconfig(&mut self, pki: &Pki) -> Result<(), StartErrorKind> {
         let url = &self.surroundings().apiserver_url;
         let text = kubeconfig(url, pki.serving_ca.certificate(), &pki.admin).to_string();
+        self.add_file(CONTROLLER_MANAGER_KUBECONFIG, text)
+    }
+
+    /// A file for the servers that are launched from now on.
+    fn add_file(&mut self, name: &'static str, content: String) -> Result<(), StartErrorKind> {
         match self {
             Self::Process(backend, around) => {
-                let name = format!("{}{CONTROLLER_MANAGER_KUBECONFIG}", around.files);
-                backend.write(&name, text.as_bytes())
+                backend.write(&format!("{}{name}", around.files), content.as_bytes())
             }
             #[cfg(feature = "container")]
             Self::Container(backend, _) => {
-                backend.add_file(CONTROLLER_MANAGER_KUBECONFIG, text);
+                backend.add_file(name, content);
                 Ok(())
             }
         }
@@ -649,16 +665,23 @@ impl Launched {
     }
 
     /// Gathers the evidence, ends what was started, and makes the error.
-    async fn roll_back(mut self, attempt: Attempt, kind: StartErrorKind) -> StartError {
+    async fn roll_back(mut self, attempt: Attempt, mut kind: StartErrorKind) -> StartError {
         let backend = self.backend();
-        let servers = backend.evidence().await;
+        let mut servers = backend.evidence().await;
+        let mut last_answer = attempt.answer.get();
+        if let Some(refusal) = refusal_of(backend, &kind, &servers).await {
+            // What the others were doing explains nothing.
+            servers.retain(|server| server.server == refusal.server);
+            last_answer = None;
+            kind = StartErrorKind::Refused(Box::new(refusal));
+        }
         let logs = if servers.is_empty() { None } else { backend.keep_logs().await };
         let (_, left) = backend.stop().await;
         for left in left {
             tracing::warn!(%left, "a failed start could not be rolled back in full");
         }
         let mut error = attempt.failed(kind);
-        error.evidence = Box::new(Evidence { servers, last_answer: attempt.answer.get(), logs });
+        error.evidence = Box::new(Evidence { servers, last_answer, logs });
         error
     }
 }

@@ -7,8 +7,10 @@
 use std::collections::BTreeSet;
 
 use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, DynamicObject, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 
@@ -30,6 +32,9 @@ pub enum Controller {
     Namespace,
     /// Makes Pods for ReplicaSets.
     ReplicaSet,
+    /// Makes the account `default` of each namespace. With it the admission plugin `ServiceAccount`
+    /// is on, which gives a Pod that account and a volume with its token.
+    ServiceAccount,
     /// Makes Pods and revisions for StatefulSets.
     StatefulSet,
 }
@@ -45,6 +50,7 @@ impl Controller {
             Self::Job => "job-controller",
             Self::Namespace => "namespace-controller",
             Self::ReplicaSet => "replicaset-controller",
+            Self::ServiceAccount => "serviceaccount-controller",
             Self::StatefulSet => "statefulset-controller",
         }
     }
@@ -65,12 +71,33 @@ pub(crate) async fn wait_until_at_work(
     on_wait: impl Fn(String),
 ) -> Result<(), StartErrorKind> {
     for &controller in controllers {
+        let Some(canary) = canary(controller) else {
+            // Every namespace is its canary.
+            on_wait("the account default".to_owned());
+            wait_for_default_account(client, "default").await?;
+            continue;
+        };
         on_wait(format!("{} to act on its canary", controller.name()));
-        let canary = canary(controller);
         let attempt = format!("use a canary of {}", controller.name());
         sing(client, &canary).await.map_err(|error| StartErrorKind::request(attempt, error))?;
     }
     Ok(())
+}
+
+/// Waits until a namespace has its account; has no limit of its own.
+pub(crate) async fn wait_for_default_account(
+    client: &Client,
+    namespace: &str,
+) -> Result<(), StartErrorKind> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let is_there = |account: Option<&ServiceAccount>| account.is_some();
+    match await_condition(accounts, "default", is_there).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(StartErrorKind::System {
+            attempt: format!("wait for the account default of the namespace {namespace}"),
+            source: std::io::Error::other(error),
+        }),
+    }
 }
 
 /// An object that a controller must act on, and how to see that it did.
@@ -85,7 +112,7 @@ struct Canary {
 
 const LABEL: &str = "laggard.local/canary";
 
-fn canary(controller: Controller) -> Canary {
+fn canary(controller: Controller) -> Option<Canary> {
     let observed: fn(&DynamicObject) -> bool =
         |object| object.data["status"]["observedGeneration"].as_i64() == object.metadata.generation;
     let labels = json!({ LABEL: controller.name() });
@@ -108,7 +135,8 @@ fn canary(controller: Controller) -> Canary {
         });
         Canary { object, delete_first: false, acted: observed, ends: false }
     };
-    match controller {
+    Some(match controller {
+        Controller::ServiceAccount => return None,
         Controller::StatefulSet => replicated("StatefulSet", json!({ "serviceName": "canary" })),
         Controller::Deployment => replicated("Deployment", json!({})),
         Controller::ReplicaSet => replicated("ReplicaSet", json!({})),
@@ -159,7 +187,7 @@ fn canary(controller: Controller) -> Canary {
             acted: |object| object.data["rules"].as_array().is_some_and(|rules| !rules.is_empty()),
             ends: false,
         },
-    }
+    })
 }
 
 async fn sing(client: &Client, canary: &Canary) -> Result<(), kube::Error> {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::refusal::Refusal;
 use crate::assets::{AssetError, Binary};
 
 /// A plane that did not come up: at which step, why, and what the servers said last.
@@ -95,6 +96,10 @@ pub enum StartErrorKind {
         /// Its exit status or signal.
         status: String,
     },
+    /// A server does not know a flag, a feature gate, an API or an admission plugin, or does not
+    /// take the value of one.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
     /// The deadline passed.
     #[error(
         "not ready within {limit:?}; the last answer above names what was missing. \

@@ -1,6 +1,6 @@
 //! The command line of a server: our defaults, and what a person changes about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Changes to a server's flags, applied to the defaults in the order in which they were made.
 ///
@@ -60,9 +60,16 @@ impl Flags {
         self
     }
 
-    /// The command line, sorted by name, so that two equal planes have equal commands.
+    #[cfg(test)]
     pub(crate) fn arguments(&self) -> Vec<String> {
+        self.applied().0
+    }
+
+    /// The command line, sorted by name, so that two equal planes have equal commands; and which flags
+    /// were removed that were not there.
+    pub(crate) fn applied(&self) -> (Vec<String>, Vec<String>) {
         let mut values: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut absent = BTreeSet::new();
         for change in &self.changes {
             match change {
                 Change::Set(name, value) => {
@@ -70,16 +77,19 @@ impl Flags {
                 }
                 Change::Append(name, value) => values.entry(name).or_default().push(value),
                 Change::Remove(name) => {
-                    values.remove(name.as_str());
+                    if values.remove(name.as_str()).is_none() {
+                        absent.insert(name.clone());
+                    }
                 }
             }
         }
-        values
+        let arguments = values
             .into_iter()
             .flat_map(|(name, values)| {
                 values.into_iter().map(move |value| format!("--{name}={value}"))
             })
-            .collect()
+            .collect();
+        (arguments, absent.into_iter().collect())
     }
 }
 
@@ -113,5 +123,11 @@ mod tests {
         let defaults = Flags::new().set("b", "1").set("a", "1").append("c", "1");
         let changes = Flags::new().set("--a", "2").append("c", "2").remove("b").set("d", "");
         assert_eq!(defaults.then(&changes).arguments(), ["--a=2", "--c=1", "--c=2", "--d="]);
+    }
+
+    #[test]
+    fn a_removal_of_nothing_is_told() {
+        let flags = Flags::new().set("a", "1").remove("a").remove("b");
+        assert_eq!(flags.applied(), (vec![], vec!["b".to_owned()]));
     }
 }

@@ -4,9 +4,25 @@
 //! or in containers ([`BackendKind::Container`], or `LAGGARD_BACKEND=container`); what a test sees
 //! of it is the same. Nothing of a plane outlives the process that started it: not when the plane
 //! is dropped, not when the test panics, not when the process is killed.
+//!
+//! | setting | variable | default |
+//! |---|---|---|
+//! | [`PlaneBuilder::kubernetes`] | `LAGGARD_KUBERNETES` | the newest minor known |
+//! | [`PlaneBuilder::backend`] | `LAGGARD_BACKEND` | `process` |
+//! | | `LAGGARD_PULL` | `missing`: see [`BackendKind::Container`] |
+//! | [`PlaneBuilder::start_timeout`] | `KUBEBUILDER_CONTROLPLANE_START_TIMEOUT`, as Go writes it (`1m30s`) | 60 s |
+//! | [`PlaneBuilder::attach_output`] | `KUBEBUILDER_ATTACH_CONTROL_PLANE_OUTPUT` | `false` |
+//! | | `LAGGARD_KEEP_LOGS` | `0`: see [`Plane::logs`] |
+//!
+//! The builder wins over the variables. Those of the binaries (`KUBEBUILDER_ASSETS` and others) are in
+//! [`assets`](crate::assets). envtest's `KUBEBUILDER_CONTROLPLANE_STOP_TIMEOUT` has no meaning here: a
+//! plane is ended at once.
 
+mod attach;
+mod audit;
 mod backend;
 mod builder;
+mod command;
 #[cfg(feature = "container")]
 mod container;
 mod controllers;
@@ -18,7 +34,9 @@ mod pki;
 mod preset;
 mod process;
 mod ready;
+mod refusal;
 mod reset;
+mod settings;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,6 +47,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Config, ResourceExt};
 use tokio::sync::Mutex;
 
+pub use audit::{AuditEvent, AuditLevel, AuditPolicy, AuditPolicyError, AuditStage};
 pub use builder::PlaneBuilder;
 #[cfg(feature = "container")]
 pub use container::{DockerEngine, docker_engine};
@@ -36,6 +55,7 @@ pub use controllers::Controller;
 pub use error::{StartError, StartErrorKind, Step, Stopped};
 pub use flags::Flags;
 pub use preset::Preset;
+pub use refusal::{Refusal, Refused};
 pub use reset::{PlaneMoment, Reset};
 
 use crate::assets::Binary;
@@ -70,6 +90,8 @@ pub struct Plane {
     config: Config,
     kubeconfig: serde_json::Value,
     timings: Timings,
+    is_audited: bool,
+    has_accounts: bool,
     preset: Preset,
     controllers_paused: Mutex<bool>,
     has_controllers: bool,
@@ -204,11 +226,13 @@ impl Plane {
 
     /// Makes a namespace with a name that begins with `prefix` and is used once.
     ///
-    /// Nothing has to remove it: it goes with the plane.
+    /// Nothing has to remove it: it goes with the plane. Where [`Controller::ServiceAccount`] runs,
+    /// the namespace has its account `default` when this returns, unless the controllers are paused.
     ///
     /// # Errors
     ///
-    /// If the API server refuses it, for example because `prefix` is no name.
+    /// If the API server refuses it, for example because `prefix` is no name; if its account is not
+    /// made within 30 s.
     pub async fn namespace(&self, prefix: &str) -> Result<String, PlaneError> {
         let namespaces: Api<Namespace> = Api::all(self.client()?);
         let metadata =
@@ -218,7 +242,22 @@ impl Plane {
             .create(&PostParams::default(), &namespace)
             .await
             .map_err(|error| PlaneError::new(format!("make a namespace {prefix}-…"), error))?;
-        Ok(created.name_any())
+        let name = created.name_any();
+        if self.has_accounts && !*self.controllers_paused.lock().await {
+            self.wait_for_default_account(&name).await?;
+        }
+        Ok(name)
+    }
+
+    async fn wait_for_default_account(&self, namespace: &str) -> Result<(), PlaneError> {
+        let limit = Duration::from_secs(30);
+        let client = self.client()?;
+        let wait = controllers::wait_for_default_account(&client, namespace);
+        let attempt = format!("make the namespace {namespace} ready for pods");
+        match tokio::time::timeout(limit, wait).await {
+            Ok(result) => result.map_err(|error| PlaneError::new(attempt, error)),
+            Err(_) => Err(PlaneError::new(attempt, format!("no account default within {limit:?}"))),
+        }
     }
 
     /// Installs custom resource definitions, all at once, and returns when their objects can be
@@ -313,6 +352,49 @@ impl Plane {
     #[must_use]
     pub fn logs(&self) -> Option<&Path> {
         self.backend.logs()
+    }
+
+    /// The file with the audit log, one event a line, JSON: among the plane's [`logs`](Self::logs), and
+    /// kept or removed with them. `None` without [`PlaneBuilder::audit`], and where the server is in
+    /// a container.
+    #[must_use]
+    pub fn audit_log(&self) -> Option<&Path> {
+        self.backend.audit_log().filter(|_| self.is_audited)
+    }
+
+    /// What is in the audit log by now, in the order in which it was written.
+    ///
+    /// Events of the stage [`AuditStage::RequestReceived`] are there before the reply to the request
+    /// is, those of [`AuditStage::ResponseComplete`] perhaps a moment later.
+    ///
+    /// # Errors
+    ///
+    /// If the plane has none (see [`PlaneBuilder::audit`]), or it cannot be read.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # async fn example() -> anyhow::Result<()> {
+    /// use laggard::Plane;
+    /// use laggard::plane::{AuditLevel, AuditPolicy};
+    ///
+    /// let policy = AuditPolicy::all(AuditLevel::Metadata);
+    /// let plane = Plane::builder().audit(policy).start().await?;
+    /// plane.namespace("example").await?;
+    /// let events = plane.audit_events().await?;
+    /// assert!(events.iter().any(|event| event.verb == "create"
+    ///     && event.resource.as_deref() == Some("namespaces")));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn audit_events(&self) -> Result<Vec<AuditEvent>, PlaneError> {
+        let attempt = "read the audit log";
+        if !self.is_audited {
+            return Err(PlaneError::new(attempt, "there is none; add `audit` to the builder"));
+        }
+        let log = self.backend.read_audit_log().await;
+        let log = log.map_err(|error| PlaneError::new(attempt, error))?;
+        audit::events(&log).map_err(|error| PlaneError::new(attempt, error))
     }
 
     /// Ends the servers at once and removes everything of the plane.

@@ -54,6 +54,8 @@ pub(crate) struct Tuning {
     pub(crate) memory: Option<PathBuf>,
     pub(crate) etcd: Flags,
     pub(crate) apiserver: Flags,
+    /// Admission plugins that are off.
+    pub(crate) plugins_off: &'static [&'static str],
     /// What the Go runtimes of the servers are told.
     pub(crate) go: [(&'static str, &'static str); 2],
 }
@@ -65,6 +67,7 @@ impl Tuning {
             memory: None,
             etcd: Flags::new(),
             apiserver: Flags::new(),
+            plugins_off: &[],
             go: GO_SETTINGS,
         }
     }
@@ -86,16 +89,14 @@ impl Tuning {
             .set("quota-backend-bytes", quota.to_string())
             // Each is 64 MiB, whether full or not; the default keeps five.
             .set("max-wals", "2");
-        let apiserver = Flags::new()
-            .set("watch-cache", "false")
-            .set("etcd-compaction-interval", "0")
-            .append("disable-admission-plugins", "LimitRanger")
-            .append("disable-admission-plugins", "ResourceQuota");
+        let apiserver =
+            Flags::new().set("watch-cache", "false").set("etcd-compaction-interval", "0");
         Self {
             preset: Preset::Exploring { etcd_in_memory: in_memory },
             memory,
             etcd,
             apiserver,
+            plugins_off: &["LimitRanger", "ResourceQuota"],
             go: [("GOGC", EXPLORING_GOGC), ("GOMEMLIMIT", "1GiB")],
         }
     }

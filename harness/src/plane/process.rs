@@ -9,15 +9,17 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use rustix::process::{Signal, WaitIdOptions};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::attach::Attached;
 use super::backend::{
-    Backend, Ingredients, Server, StopFindings, Surroundings, files, first_ended, no_such_server,
+    ANSWER_LIMIT, Backend, Ingredients, Server, StopFindings, Surroundings, files, first_ended,
+    no_such_server,
 };
 use super::directory::{LogDirectory, PlaneDirectory};
 use super::error::{ServerEvidence, StartErrorKind};
@@ -42,12 +44,24 @@ pub(crate) struct ProcessBackend {
     directory: PlaneDirectory,
     port: HeldPort,
     assets: Assets,
+    audit_log: PathBuf,
+    attach_output: bool,
 }
 
 #[derive(Debug)]
 struct Running {
     lifeline: Lifeline,
     command: String,
+    attached: Option<Attached>,
+}
+
+impl Running {
+    /// Waits until what an ended server wrote is in its log.
+    async fn written(&self) {
+        if let Some(attached) = &self.attached {
+            attached.rest().await;
+        }
+    }
 }
 
 impl ProcessBackend {
@@ -64,7 +78,10 @@ impl ProcessBackend {
                 .map_err(failed("write a key or certificate"))?;
         }
         let port = HeldPort::take().map_err(failed("take a port on loopback"))?;
-        Ok(Self { servers: BTreeMap::new(), logs, directory, port, assets })
+        let audit_log = logs.path().join("audit.log");
+        let attach_output = from.attach_output;
+        let servers = BTreeMap::new();
+        Ok(Self { servers, logs, directory, port, assets, audit_log, attach_output })
     }
 
     /// Where things are, as the servers see them: their working directory is the plane's.
@@ -89,6 +106,7 @@ impl ProcessBackend {
                 .set("secure-port", self.port.number().to_string())
                 .set("permit-port-sharing", "true"),
             apiserver_url: format!("https://127.0.0.1:{}", self.port.number()),
+            audit_log: self.audit_log.display().to_string(),
         }
     }
 
@@ -111,17 +129,23 @@ impl ProcessBackend {
         let program = self.assets.path(binary)?;
         let command = format!("{} {}", program.display(), server.arguments.join(" "));
         let failed = |error| StartErrorKind::system(format!("start {command}"), error);
+        let mut output = self.logs.file(&format!("{binary}.log")).map_err(failed)?;
+        let mut attached = None;
+        if self.attach_output {
+            let (input, thread) = Attached::new(binary, output).map_err(failed)?;
+            (output, attached) = (input, Some(thread));
+        }
         let lifeline = Lifeline::spawn(Spawn {
             program,
             arguments: &server.arguments,
             environment: environment(self.directory.path(), server),
             working_directory: self.directory.path(),
             remove: Some(self.directory.path()),
-            output: self.logs.file(&format!("{binary}.log")).map_err(failed)?,
+            output,
         })
         .map_err(failed)?;
         tracing::debug!(server = %binary, pid = lifeline.pid(), %command, "started");
-        Ok(Running { lifeline, command })
+        Ok(Running { lifeline, command, attached })
     }
 }
 
@@ -179,17 +203,46 @@ impl Backend for ProcessBackend {
     }
 
     fn evidence(&self) -> BoxFuture<'_, Vec<ServerEvidence>> {
-        let evidence = self
-            .servers
-            .iter()
-            .map(|(&server, running)| ServerEvidence {
+        let evidence = self.servers.iter().map(|(&server, running)| async move {
+            let status = running.lifeline.exited().map(|status| describe(Some(status)));
+            if status.is_some() {
+                running.written().await;
+            }
+            let log = self.logs.path().join(format!("{server}.log"));
+            ServerEvidence {
                 server,
                 command: running.command.clone(),
-                status: running.lifeline.exited().map(|status| describe(Some(status))),
-                log_tail: tail(&self.logs.path().join(format!("{server}.log")), SHOWN_LINES),
-            })
-            .collect();
-        async move { evidence }.boxed()
+                status,
+                log_tail: tail(&log, SHOWN_LINES),
+            }
+        });
+        futures::future::join_all(evidence).boxed()
+    }
+
+    fn ask(&self, server: Binary, question: &'static str) -> BoxFuture<'_, Option<String>> {
+        async move {
+            let run = tokio::process::Command::new(self.assets.path(server).ok()?)
+                .arg(question)
+                .env_clear()
+                .envs(crate::lifeline::search_path())
+                .current_dir(self.directory.path())
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let output = tokio::time::timeout(ANSWER_LIMIT, run).await.ok()?.ok()?;
+            // etcd answers on standard error.
+            let answer = [output.stdout, output.stderr].concat();
+            Some(String::from_utf8_lossy(&answer).into_owned())
+        }
+        .boxed()
+    }
+
+    fn audit_log(&self) -> Option<&Path> {
+        Some(&self.audit_log)
+    }
+
+    fn read_audit_log(&self) -> BoxFuture<'_, std::io::Result<String>> {
+        tokio::fs::read_to_string(&self.audit_log).boxed()
     }
 
     fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>> {
@@ -205,6 +258,7 @@ impl Backend for ProcessBackend {
         async move {
             let ends = self.servers.values_mut().map(|running| running.lifeline.kill());
             futures::future::join_all(ends).await;
+            futures::future::join_all(self.servers.values().map(Running::written)).await;
             self.servers.clear();
         }
         .boxed()

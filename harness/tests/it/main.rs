@@ -13,5 +13,6 @@ mod life;
 mod minors;
 mod readme;
 mod reset;
+mod settings;
 mod shards;
 mod start;

@@ -12,7 +12,7 @@ use rstest::rstest;
 use serde_json::json;
 
 /// With `LAGGARD_MINORS=all` what is not there is obtained; otherwise that is said.
-async fn is_here(minor: &str) -> Result<bool> {
+pub(crate) async fn is_here(minor: &str) -> Result<bool> {
     if std::env::var("LAGGARD_MINORS").is_ok_and(|minors| minors == "all") {
         return Ok(true);
     }

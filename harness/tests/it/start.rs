@@ -13,8 +13,8 @@ use laggard::plane::{Flags, Readiness, StartErrorKind, Step};
 use serde_json::json;
 
 #[tokio::test]
-async fn a_flag_that_the_server_refuses_is_shown_with_everything_that_explains_it() -> Result<()> {
-    let flags = Flags::new().set("no-such-flag", "x");
+async fn a_server_that_ends_is_shown_with_everything_that_explains_it() -> Result<()> {
+    let flags = Flags::new().set("egress-selector-config-file", "no-such-file");
     let error =
         Plane::builder().apiserver_flags(flags).start().await.err().context("it started")?;
     ensure!(matches!(error.kind(), StartErrorKind::Exited { .. }), "{:?}", error.kind());
@@ -22,8 +22,8 @@ async fn a_flag_that_the_server_refuses_is_shown_with_everything_that_explains_i
     let text = format!("{:#}", anyhow::Error::from(error));
     for expected in [
         "kube-apiserver: exit status 1",
-        "--no-such-flag=x",
-        "unknown flag: --no-such-flag",
+        "--egress-selector-config-file=no-such-file",
+        "open no-such-file: no such file or directory",
         "etcd: still running",
         "logs kept in",
         "ended by itself",

@@ -34,8 +34,8 @@ pub use engine::{DockerEngine, docker_engine};
 pub(crate) use images::Images;
 
 use super::backend::{
-    Backend, Ingredients, Server, ServerFile, StopFindings, Surroundings, files, first_ended,
-    no_such_server,
+    ANSWER_LIMIT, Backend, GO_SETTINGS, Ingredients, Server, ServerFile, StopFindings,
+    Surroundings, files, first_ended, no_such_server,
 };
 use super::directory::LogDirectory;
 use super::error::{ServerEvidence, StartErrorKind};
@@ -81,6 +81,7 @@ pub(crate) struct ContainerBackend {
     /// Containers that are being made, likewise.
     starting: FuturesUnordered<Making<(Binary, Running)>>,
     logs: Option<LogDirectory>,
+    attach_output: bool,
     /// `None` once everything is removed.
     reaper: Option<Reaper>,
 }
@@ -107,6 +108,7 @@ impl ContainerBackend {
             containers: BTreeMap::new(),
             starting: FuturesUnordered::new(),
             logs: None,
+            attach_output: from.attach_output,
             reaper: Some(reaper),
         };
         let making = backend.network.insert(make_network(&engine, from.id));
@@ -152,6 +154,8 @@ impl ContainerBackend {
                 "https://{}:{APISERVER_PORT}",
                 container_name(&self.id, Binary::KubeApiserver)
             ),
+            // Standard output; its own log goes to standard error.
+            audit_log: "-".to_owned(),
         }
     }
 
@@ -187,6 +191,7 @@ impl ContainerBackend {
                 Binary::KubeApiserver => Some(APISERVER_PORT),
                 _ => None,
             },
+            attach_output: self.attach_output,
         })
     }
 
@@ -319,7 +324,8 @@ impl Backend for ContainerBackend {
         let evidence = self.containers.iter().map(|(&server, running)| async move {
             let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
             let read = self.engine().run(async move {
-                // More than is shown, since empty lines are not.
+                // More than is shown, since empty lines are not, and what etcd says of a flag it does
+                // not have is above two dozen lines of usage.
                 server::log(&docker, &id, Some(4 * SHOWN_LINES)).await
             });
             let log = match read.await {
@@ -331,6 +337,53 @@ impl Backend for ContainerBackend {
             ServerEvidence { server, command, status, log_tail: log }
         });
         futures::future::join_all(evidence).boxed()
+    }
+
+    fn ask(&self, server: Binary, question: &'static str) -> BoxFuture<'_, Option<String>> {
+        async move {
+            let nothing = Server {
+                binary: server,
+                arguments: vec![question.to_owned()],
+                removed: Vec::new(),
+                go: GO_SETTINGS,
+            };
+            let spec = Spec {
+                name: format!("{}-asked", container_name(&self.id, server)),
+                attach_output: false,
+                memory: None,
+                port: None,
+                ..self.spec(&nothing).ok()?
+            };
+            let engine = self.engine().clone();
+            let answer = self.engine().run(async move {
+                let running = Running::start(engine, spec).await.ok()?;
+                let ended = tokio::time::timeout(ANSWER_LIMIT, running.wait()).await;
+                let answer = running.log(None).await;
+                running.remove().await;
+                ended.ok().and(answer.ok())
+            });
+            answer.await.ok()?
+        }
+        .boxed()
+    }
+
+    fn audit_log(&self) -> Option<&Path> {
+        None
+    }
+
+    fn read_audit_log(&self) -> BoxFuture<'_, std::io::Result<String>> {
+        async move {
+            let Some(running) = self.containers.get(&Binary::KubeApiserver) else {
+                return Err(std::io::Error::other("the API server is not running"));
+            };
+            let (docker, id) = (self.engine().docker().clone(), running.id().to_owned());
+            let read = self.engine().run(async move { server::output(&docker, &id).await });
+            match read.await {
+                Ok(read) => read.map_err(|error| std::io::Error::other(chain(&error))),
+                Err(error) => Err(std::io::Error::other(error)),
+            }
+        }
+        .boxed()
     }
 
     fn keep_logs(&mut self) -> BoxFuture<'_, Option<PathBuf>> {

@@ -22,6 +22,7 @@ use super::engine::{Engine, chain};
 use super::images::{Image, drain};
 use super::reaper::published;
 use crate::assets::Binary;
+use crate::plane::attach::Lines;
 use crate::plane::backend::ServerFile;
 use crate::plane::error::StartErrorKind;
 
@@ -52,6 +53,8 @@ pub(super) struct Spec {
     /// A directory in memory.
     pub(super) memory: Option<&'static str>,
     pub(super) port: Option<u16>,
+    /// Whether what it logs goes to this process's standard error as well.
+    pub(super) attach_output: bool,
 }
 
 /// A server in its container.
@@ -94,6 +97,9 @@ impl Running {
             }
         };
         let exit = watch_exit(&engine, container.id().to_owned());
+        if spec.attach_output {
+            attach(&engine, spec.binary, container.id().to_owned());
+        }
         let about = docker.inspect_container(container.id(), None).await.ok();
         let ports = about.and_then(|about| about.network_settings).and_then(|it| it.ports);
         let port = spec.port.and_then(|port| published(ports, &format!("{port}/tcp")));
@@ -171,6 +177,27 @@ pub(super) async fn log(docker: &Docker, id: &str, lines: Option<usize>) -> Resu
     let mut bytes = Vec::new();
     drain(docker.logs(id, Some(options)), |piece| bytes.extend(piece.into_bytes())).await?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a container wrote to its standard output alone.
+pub(super) async fn output(docker: &Docker, id: &str) -> Result<String, Error> {
+    let options = LogsOptionsBuilder::new().stdout(true).tail("all").build();
+    let mut bytes = Vec::new();
+    drain(docker.logs(id, Some(options)), |piece| bytes.extend(piece.into_bytes())).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Hands on what a container writes, until it ends.
+fn attach(engine: &Engine, binary: Binary, id: String) {
+    let docker = engine.docker().clone();
+    engine.run(async move {
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).build();
+        let mut lines = Lines::new(binary, std::io::stderr());
+        let pieces = docker.logs(&id, Some(options));
+        if let Err(error) = drain(pieces, |piece| lines.push(&piece.into_bytes())).await {
+            tracing::debug!(server = %binary, error = %chain(&error), "its output ended");
+        }
+    });
 }
 
 fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {

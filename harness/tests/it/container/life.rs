@@ -126,7 +126,7 @@ async fn the_statefulset_controller_makes_pods_unless_it_is_paused() -> Result<(
 async fn a_start_that_fails_shows_why_and_leaves_nothing() -> Result<()> {
     let Some(docker) = docker().await else { return Ok(()) };
     let wrong = || Flags::new().set("no-such-flag", "1");
-    // etcd says what is wrong before it explains all its flags, so its tail does not show it.
+    // etcd says what is wrong before it explains all its flags.
     let failures = [
         (builder().apiserver_flags(wrong()), Binary::KubeApiserver, "unknown flag: --no-such-flag"),
         (builder().etcd_flags(wrong()), Binary::Etcd, "flag provided but not defined"),
@@ -135,10 +135,16 @@ async fn a_start_that_fails_shows_why_and_leaves_nothing() -> Result<()> {
         let error = builder.start().await.expect_err("there is no such flag");
         let text = format!("{:?}", anyhow::Error::new(error).context("outside"));
         println!("{text}");
-        for part in ["--no-such-flag=1", "in a container of", "exit status", "logs kept in"] {
+        for part in [
+            "has no flag --no-such-flag",
+            "--no-such-flag=1",
+            "in a container of",
+            "exit status",
+            "logs kept in",
+        ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
-        assert!(binary == Binary::Etcd || text.contains(said), "{said:?} is not in\n{text}");
+        assert!(text.contains(said), "{said:?} is not in\n{text}");
         let directory = kept_logs(&text)?;
         let log = std::fs::read_to_string(directory.join(format!("{binary}.log")))?;
         assert!(log.contains(said), "{log}");
@@ -158,8 +164,9 @@ fn kept_logs(text: &str) -> Result<std::path::PathBuf> {
 #[tokio::test]
 async fn a_server_that_ends_is_the_cause_and_not_the_deadline() -> Result<()> {
     let Some(_) = docker().await else { return Ok(()) };
-    let failed = builder().apiserver_flags(Flags::new().set("no-such-flag", "1")).start().await;
-    let error = failed.expect_err("there is no such flag");
+    let flags = Flags::new().set("egress-selector-config-file", "/no-such-file");
+    let failed = builder().apiserver_flags(flags).start().await;
+    let error = failed.expect_err("there is no such file");
     assert!(
         matches!(error.kind(), StartErrorKind::Exited { server: Binary::KubeApiserver, .. }),
         "{error:?}"
