@@ -56,7 +56,8 @@ impl Reset {
     /// What no reset touches, in words.
     pub const LEFT_ALONE: [&str; 6] = [
         "Events",
-        "leases in kube-system, and what the API server writes about itself",
+        "leases in kube-system, and what the API server writes about itself: the Service kubernetes, its address and \
+         endpoints among it",
         "resource versions, which go on: an object that was put back has a new one",
         "watches that are open: they see the way back as changes",
         "whatever clients and controllers remember",

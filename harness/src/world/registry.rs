@@ -21,14 +21,22 @@ const MAX_BYTES: usize = 1024 * 1024;
 /// stopped.
 const ROUNDS: usize = 20;
 
-/// What the servers write about themselves, and what only tells people what happened.
-const LEFT_ALONE: [&str; 5] = [
+/// What the servers write about themselves, some of it at any time after they are ready, and what only tells people what
+/// happened.
+const LEFT_ALONE: [&str; 8] = [
     "/registry/events/",
     "/registry/masterleases/",
+    "/registry/peerserverleases/",
     "/registry/leases/kube-system/",
+    "/registry/servicecidrs/kubernetes",
+    "/registry/services/specs/default/kubernetes",
     "/registry/services/endpoints/default/kubernetes",
     "/registry/endpointslices/default/kubernetes",
 ];
+
+/// The address of the Service `kubernetes`, as protobuf has the `parentRef` of an IPAddress: its fields 2, 3 and 4, each
+/// with its length (Kubernetes, `staging/src/k8s.io/api/networking/v1/generated.proto`).
+const OF_THE_SERVER: &[u8] = b"\x12\x08services\x1a\x07default\x22\x0akubernetes";
 
 /// What other keys belong to: made before they are, and removed after them.
 const HOLDERS: [&str; 2] = ["namespaces", "apiextensions.k8s.io/customresourcedefinitions"];
@@ -124,10 +132,16 @@ async fn read(etcd: &Etcd, revision: i64) -> Result<Registry, WorldError> {
         .kvs
         .into_iter()
         .filter_map(|it| Some((String::from_utf8(it.key.0).ok()?, it.value.0)))
-        .filter(|(key, _)| !LEFT_ALONE.iter().any(|prefix| key.starts_with(prefix)))
+        .filter(|(key, value)| !is_left_alone(key, value))
         .collect();
     let revision = if revision == 0 { read.header.revision } else { revision };
     Ok(Registry { revision, keys })
+}
+
+fn is_left_alone(key: &str, value: &[u8]) -> bool {
+    let is_of_the_server = || value.windows(OF_THE_SERVER.len()).any(|part| part == OF_THE_SERVER);
+    LEFT_ALONE.iter().any(|prefix| key.starts_with(prefix))
+        || (key.starts_with("/registry/ipaddresses/") && is_of_the_server())
 }
 
 fn differences(present: &Keys, wanted: &Keys) -> Vec<Difference> {

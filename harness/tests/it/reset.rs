@@ -13,9 +13,10 @@ use laggard::plane::{BackendKind, Controller, PlaneBuilder, Readiness, Reset};
 use rstest::rstest;
 use serde_json::{Value, json};
 
-/// A plane where all that the server makes is there: whatever differs later was made by the test.
-fn builder() -> PlaneBuilder {
-    Plane::builder().backend(BackendKind::Process).readiness(Readiness::Full)
+/// A plane where all that the server makes is there: whatever differs later was made by the test. `None` where there
+/// can be none, which has been said.
+async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
+    Some(crate::settings::on(backend).await?.readiness(Readiness::Full))
 }
 
 async fn request(client: &Client, method: &str, path: &str, body: Value) -> Result<Value> {
@@ -148,10 +149,15 @@ async fn allowed(client: &Client, user: &str) -> Result<bool> {
 }
 
 #[rstest]
-#[case::with_watch_cache(builder())]
-#[case::without_watch_cache(builder().exploring())]
 #[tokio::test]
-async fn everything_is_as_it_was(#[case] builder: PlaneBuilder) -> Result<()> {
+async fn everything_is_as_it_was(
+    #[values(BackendKind::Process, BackendKind::Container)] backend: BackendKind,
+    #[values(true, false)] watch_cache: bool,
+) -> Result<()> {
+    let Some(mut builder) = on(backend).await else { return Ok(()) };
+    if !watch_cache {
+        builder = builder.exploring();
+    }
     let plane = builder.start().await?;
     let client = plane.client()?;
     request(&client, "POST", "/api/v1/namespaces", json!({ "metadata": { "name": "kept" } }))
@@ -193,9 +199,13 @@ async fn everything_is_as_it_was(#[case] builder: PlaneBuilder) -> Result<()> {
     Ok(())
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_watch_sees_the_way_back_event_by_event() -> Result<()> {
-    let plane = builder().start().await?;
+async fn a_watch_sees_the_way_back_event_by_event(
+    #[values(BackendKind::Process, BackendKind::Container)] backend: BackendKind,
+) -> Result<()> {
+    let Some(builder) = on(backend).await else { return Ok(()) };
+    let plane = builder.start().await?;
     let client = plane.client()?;
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     let moment = plane.moment().await?;
@@ -226,9 +236,13 @@ async fn a_watch_sees_the_way_back_event_by_event() -> Result<()> {
     Ok(())
 }
 
+#[rstest]
 #[tokio::test]
-async fn the_start_is_a_moment_where_it_was_complete() -> Result<()> {
-    let plane = builder().crds([gadgets("kept")]).start().await?;
+async fn the_start_is_a_moment_where_it_was_complete(
+    #[values(BackendKind::Process, BackendKind::Container)] backend: BackendKind,
+) -> Result<()> {
+    let Some(builder) = on(backend).await else { return Ok(()) };
+    let plane = builder.crds([gadgets("kept")]).start().await?;
     let client = plane.client()?;
     request(&client, "POST", GADGETS, gadget("g", "kept")).await?;
     plane.namespace("made").await?;
@@ -261,9 +275,13 @@ async fn the_start_is_a_moment_where_it_was_complete() -> Result<()> {
     Ok(())
 }
 
+#[rstest]
 #[tokio::test]
-async fn controllers_stand_still_meanwhile_and_go_on_afterwards() -> Result<()> {
-    let plane = builder().controllers([Controller::StatefulSet]).start().await?;
+async fn controllers_stand_still_meanwhile_and_go_on_afterwards(
+    #[values(BackendKind::Process, BackendKind::Container)] backend: BackendKind,
+) -> Result<()> {
+    let Some(builder) = on(backend).await else { return Ok(()) };
+    let plane = builder.controllers([Controller::StatefulSet]).start().await?;
     let client = plane.client()?;
     let moment = plane.moment().await?;
     let labels = json!({ "app": "x" });

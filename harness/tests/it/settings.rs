@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::minors::is_here;
 
 /// A builder of this backend; `None` where it cannot be, which has been said.
-async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
+pub(crate) async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
     #[cfg(feature = "container")]
     if backend == BackendKind::Container {
         crate::container::docker().await?;
