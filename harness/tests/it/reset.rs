@@ -281,7 +281,9 @@ async fn controllers_stand_still_meanwhile_and_go_on_afterwards(
     #[values(BackendKind::Process, BackendKind::Container)] backend: BackendKind,
 ) -> Result<()> {
     let Some(builder) = on(backend).await else { return Ok(()) };
-    let plane = builder.controllers([Controller::StatefulSet]).start().await?;
+    // The collector removes a pod that the other one may make for a set of which it has yet to hear that it is gone.
+    let controllers = [Controller::StatefulSet, Controller::GarbageCollector];
+    let plane = builder.controllers(controllers).start().await?;
     let client = plane.client()?;
     let moment = plane.moment().await?;
     let labels = json!({ "app": "x" });
