@@ -92,15 +92,6 @@ struct Forks {
     erasures: Mutex<JoinSet<Result<(), WorldError>>>,
     /// What every run is forked from; the reason where that cannot be.
     moment: Result<Moment, String>,
-    /// The world of the next run, made while this one is under way: one task, which ends with this.
-    ahead: Mutex<Option<JoinSet<Ahead>>>,
-}
-
-/// A world that nobody has asked for yet.
-struct Ahead {
-    made: Result<crate::world::World, CheckError>,
-    /// How many resources were followed when it was begun.
-    followed: usize,
 }
 
 /// What a world is made from.
@@ -149,7 +140,7 @@ impl Ground {
                 ground.create(&source, scenario.set_up.as_ref()).await?;
                 let moment = worlds.moment(&source).await.map_err(|error| error.to_string());
                 worlds.erase_namespace(&source).await.map_err(CheckError::world)?;
-                Ok(Forks { worlds, erasures: Mutex::default(), moment, ahead: Mutex::default() })
+                Ok(Forks { worlds, erasures: Mutex::default(), moment })
             }
         };
         if let Ok(Forks { moment: Ok(moment), .. }) = &ground.forks {
@@ -210,16 +201,10 @@ impl Ground {
         from: Source,
     ) -> Result<Place, CheckError> {
         let (namespace, fork, complete) = match (&self.forks, from) {
-            (Ok(forks @ Forks { moment: Ok(moment), .. }), Source::Moment) => {
-                let fork = match self.made_ahead(forks).await? {
-                    Some(fork) => fork,
-                    None => self.fork(&forks.worlds, moment).await?,
-                };
-                lock(&forks.ahead).get_or_insert_with(|| {
-                    let (next, followed) =
-                        (self.fork(&forks.worlds, moment), self.followed_count());
-                    JoinSet::from_iter([async move { Ahead { made: next.await, followed } }])
-                });
+            (Ok(Forks { worlds, moment: Ok(moment), .. }), Source::Moment) => {
+                let fork = worlds.fork(moment).await.map_err(CheckError::world)?;
+                self.reached(moment, &fork).await?;
+                fork.authorized(&self.client).await.map_err(CheckError::world)?;
                 (fork.namespace().to_owned(), Some(fork), true)
             }
             (Ok(Forks { worlds, .. }), _) => {
@@ -254,49 +239,28 @@ impl Ground {
         Ok(Place { namespace, lag, fork })
     }
 
-    /// A fork that all taps have and that its users may act in. The future borrows nothing.
-    fn fork(
-        &self,
-        worlds: &Worlds,
-        moment: &Moment,
-    ) -> impl Future<Output = Result<crate::world::World, CheckError>> + Send + use<> {
-        let (worlds, moment) = (worlds.clone(), moment.clone());
-        let (taps, client) = (self.taps.clone(), self.client.clone());
-        async move {
-            let fork = worlds.fork(&moment).await.map_err(CheckError::world)?;
-            if let Some(taps) = &taps {
-                reached(taps, &moment, &fork).await?;
+    /// Waits until the taps have all of a fork.
+    async fn reached(&self, moment: &Moment, fork: &crate::world::World) -> Result<(), CheckError> {
+        let Some(taps) = &self.taps else { return Ok(()) };
+        let last = fork.last_revisions();
+        for resource in resources_of(moment) {
+            let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
+            let revision = last.get(&kind).copied();
+            if let Some(revision) = revision.filter(|_| taps.is_open(&resource)) {
+                let reached = taps.reached(&resource, fork.namespace(), revision);
+                reached.await.map_err(|error| CheckError::set_up(error.into()))?;
             }
-            fork.authorized(&client).await.map_err(CheckError::world)?;
-            Ok(fork)
         }
-    }
-
-    /// The world that was made ahead, if there is one. What was begun before all taps were open may be unknown to some of
-    /// them, and is erased.
-    async fn made_ahead(&self, forks: &Forks) -> Result<Option<crate::world::World>, CheckError> {
-        let ahead = lock(&forks.ahead).take();
-        let Some(Ahead { made, followed }) = joined(ahead).await? else { return Ok(None) };
-        let fork = made?;
-        if followed == self.followed_count() {
-            return Ok(Some(fork));
-        }
-        self.forget(fork.namespace());
-        forks.worlds.erase(fork).await.map_err(CheckError::world)?;
-        Ok(None)
-    }
-
-    fn forget(&self, namespace: &str) {
-        if let Some(taps) = &self.taps {
-            taps.forget(namespace);
-        }
+        Ok(())
     }
 
     /// Removes the world of a run, whose clients are gone. A world in etcd goes beside the runs that follow: what keeps
     /// it from going is an error of a later call, or of [`close`](Self::close).
     pub(super) async fn leave(&self, place: Place) -> Result<(), CheckError> {
         place.lag.close();
-        self.forget(&place.namespace);
+        if let Some(taps) = &self.taps {
+            taps.forget(&place.namespace);
+        }
         let Ok(forks) = &self.forks else {
             let namespaces: Api<Namespace> = Api::all(self.client.clone());
             let how = DeleteParams::background();
@@ -396,17 +360,9 @@ impl Ground {
 
     /// Waits until everything is removed.
     pub(super) async fn close(self) -> Result<(), CheckError> {
-        let Ok(Forks { worlds, erasures, ahead, .. }) = self.forks else { return Ok(()) };
+        let Ok(Forks { worlds, erasures, .. }) = self.forks else { return Ok(()) };
         let mut erasures = erasures.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut first = Ok(());
-        let ahead = ahead.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match joined(ahead).await {
-            Ok(None) => {}
-            Ok(Some(Ahead { made: Ok(fork), .. })) => {
-                first = worlds.erase(fork).await.map_err(CheckError::world);
-            }
-            Ok(Some(Ahead { made: Err(error), .. })) | Err(error) => first = Err(error),
-        }
         while let Some(erased) = erasures.join_next().await {
             first = first.and(told(erased));
         }
@@ -415,33 +371,9 @@ impl Ground {
     }
 }
 
-/// Waits until the taps have all of a fork.
-async fn reached(
-    taps: &Taps,
-    moment: &Moment,
-    fork: &crate::world::World,
-) -> Result<(), CheckError> {
-    let last = fork.last_revisions();
-    for resource in resources_of(moment) {
-        let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
-        let revision = last.get(&kind).copied();
-        if let Some(revision) = revision.filter(|_| taps.is_open(&resource)) {
-            let reached = taps.reached(&resource, fork.namespace(), revision);
-            reached.await.map_err(|error| CheckError::set_up(error.into()))?;
-        }
-    }
-    Ok(())
-}
-
 /// What an erasure in the background has come to.
 fn told(erased: Result<Result<(), WorldError>, JoinError>) -> Result<(), CheckError> {
     erased.unwrap_or(Err(WorldError::RuntimeEnded)).map_err(CheckError::world)
-}
-
-async fn joined(ahead: Option<JoinSet<Ahead>>) -> Result<Option<Ahead>, CheckError> {
-    let Some(mut ahead) = ahead else { return Ok(None) };
-    let joined = ahead.join_next().await.transpose();
-    joined.map_err(|_| CheckError::world(WorldError::RuntimeEnded))
 }
 
 fn resources_of(moment: &Moment) -> Vec<TapResource> {
