@@ -253,9 +253,8 @@ impl PlaneBuilder {
                     timings,
                     preset: tuning.preset,
                     is_audited: self.named.audit.is_some(),
-                    has_accounts: self.controllers.contains(&Controller::ServiceAccount),
                     controllers_paused: tokio::sync::Mutex::new(false),
-                    has_controllers: !self.controllers.is_empty(),
+                    controllers: self.controllers,
                     start_revision,
                 })
             }

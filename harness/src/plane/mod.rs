@@ -38,6 +38,7 @@ mod refusal;
 mod reset;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -91,10 +92,9 @@ pub struct Plane {
     kubeconfig: serde_json::Value,
     timings: Timings,
     is_audited: bool,
-    has_accounts: bool,
     preset: Preset,
     controllers_paused: Mutex<bool>,
-    has_controllers: bool,
+    controllers: BTreeSet<Controller>,
     /// etcd's revision when the start was over, if the server had made all that it makes by then.
     start_revision: Option<i64>,
 }
@@ -243,7 +243,9 @@ impl Plane {
             .await
             .map_err(|error| PlaneError::new(format!("make a namespace {prefix}-…"), error))?;
         let name = created.name_any();
-        if self.has_accounts && !*self.controllers_paused.lock().await {
+        if self.controllers.contains(&Controller::ServiceAccount)
+            && !*self.controllers_paused.lock().await
+        {
             self.wait_for_default_account(&name).await?;
         }
         Ok(name)

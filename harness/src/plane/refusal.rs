@@ -327,7 +327,7 @@ fn near<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<String>
     let limit = (wanted.chars().count() / 4).max(1);
     let distance = |known: &str| {
         let known = plain(known);
-        match edits(&wanted, &known) {
+        match strsim::osa_distance(&wanted, &known) {
             edits if edits <= limit => Some(edits),
             _ => (wanted.len() >= 4 && known.contains(&wanted)).then_some(limit + 1),
         }
@@ -337,25 +337,6 @@ fn near<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<String>
     near.sort_unstable();
     near.dedup();
     near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
-}
-
-/// How many letters must be changed, added, left out or swapped with the next one.
-fn edits(left: &str, right: &str) -> usize {
-    let (left, right): (Vec<_>, Vec<_>) = (left.chars().collect(), right.chars().collect());
-    let mut rows = vec![(0..=right.len()).collect::<Vec<_>>()];
-    for (i, a) in left.iter().enumerate() {
-        let above = &rows[i];
-        let mut row = vec![i + 1];
-        for (j, b) in right.iter().enumerate() {
-            let mut least = (above[j] + usize::from(a != b)).min(above[j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && left[i - 1] == *b && right[j - 1] == *a {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[left.len()][right.len()]
 }
 
 #[cfg(test)]

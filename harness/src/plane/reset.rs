@@ -1,6 +1,5 @@
 //! Putting a plane back to a moment, without a restart.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::{Client, client::ConfigExt as _};
@@ -176,7 +175,7 @@ impl Plane {
 
     /// Whether there were controllers to pause.
     async fn pause_for_reset(&self) -> Result<bool, PlaneError> {
-        if !self.has_controllers || *self.controllers_paused.lock().await {
+        if self.controllers.is_empty() || *self.controllers_paused.lock().await {
             return Ok(false);
         }
         self.pause_controllers().await?;
@@ -199,24 +198,21 @@ impl Plane {
     /// Waits until the server shows what etcd has again.
     async fn shows(&self, differences: &[Difference]) -> Result<(), BoxError> {
         let server = Server { client: self.client()?, deadline: Instant::now() + LIMIT };
-        // The last one of a kind that changed: whoever has heard of it has heard of those before.
-        let mut last: BTreeMap<(&str, bool), &Difference> = BTreeMap::new();
-        for difference in differences {
-            let directory = directory_of(&difference.key);
-            if directory == CRDS {
-                server.serves(difference).await?;
-            }
-            last.insert((directory, difference.has.is_some()), difference);
+        let of = |directory| {
+            differences.iter().filter(move |difference| directory_of(&difference.key) == directory)
+        };
+        for definition in of(CRDS) {
+            server.serves(definition).await?;
         }
         for is_there in [false, true] {
-            if let Some(namespace) = last.get(&(NAMESPACES, is_there)) {
+            // Whoever has heard of the last one has heard of those before.
+            let last = of(NAMESPACES).rfind(|it| it.has.is_some() == is_there);
+            if let Some(namespace) = last {
                 server.knows(&namespace.key, is_there).await?;
             }
         }
         for (roles, bindings, place) in RBAC {
-            let changed = |directory| [true, false].map(|it| (directory, it));
-            let all = changed(roles).into_iter().chain(changed(bindings));
-            if all.into_iter().any(|kind| last.contains_key(&kind)) {
+            if of(roles).chain(of(bindings)).next().is_some() {
                 server.authorizes(roles, bindings, place).await?;
             }
         }

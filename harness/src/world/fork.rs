@@ -6,21 +6,15 @@
 //! So every change is written again, those of one resource in their order and each in a
 //! transaction of its own; one transaction holds at most one change of each resource.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES, Resource};
 use super::moment::{Change, Moment, ObjectChange};
 use super::owner::mark;
 use super::renames::{Renames, fresh_uid};
+use super::rounds::{self, Step};
 use super::wire::{Compare, Operation, Txn};
 use super::{Shared, Unclaimed, WorldError};
-
-/// etcd's default `--max-txn-ops`.
-const MAX_OPERATIONS: usize = 128;
-
-/// Below etcd's default `--max-request-bytes` of 1.5 MiB; an object that is larger by itself goes alone.
-const MAX_BYTES: usize = 1024 * 1024;
 
 /// One namespace with all its objects, forked from a [`Moment`].
 ///
@@ -154,50 +148,21 @@ pub(super) async fn replay(
     Ok(Some(World { namespace: namespace.to_owned(), source: moment.clone(), renames, revisions }))
 }
 
-/// The indexes of the changes that go into each transaction.
+/// The indexes of the changes that go into each transaction. The place to spare is for the mark.
 ///
 /// The namespace and RBAC come first, so that the server has seen them when the rest comes.
 fn batches(moment: &Moment) -> Vec<Vec<usize>> {
     let early = |directory: &str| matches!(directory, NAMESPACES | ROLES | ROLE_BINDINGS);
-    let mut batches = Vec::new();
-    for phase in [true, false] {
-        let mut queues: BTreeMap<&Arc<str>, VecDeque<usize>> = BTreeMap::new();
-        for (index, change) in moment.raw().iter().enumerate() {
-            let directory = &change.record.directory;
-            if early(directory) == phase {
-                queues.entry(directory).or_default().push_back(index);
-            }
-        }
-        while !queues.is_empty() {
-            let round: Vec<usize> = queues.values_mut().filter_map(VecDeque::pop_front).collect();
-            queues.retain(|_, queue| !queue.is_empty());
-            batches.extend(split(moment, round));
-        }
-    }
-    batches
-}
-
-/// One round, in as many transactions as etcd's limits ask for.
-fn split(moment: &Moment, round: Vec<usize>) -> Vec<Vec<usize>> {
-    let mut batches = vec![Vec::new()];
-    let mut size = 0;
-    for index in round {
-        let change = &moment.raw()[index];
-        let bytes = change.key.len() + change.record.value.as_ref().map_or(0, bytes::Bytes::len);
-        // One place is kept for the mark.
-        let full = batches.last().is_some_and(|batch| {
-            batch.len() + 1 >= MAX_OPERATIONS || (!batch.is_empty() && size + bytes > MAX_BYTES)
-        });
-        if full {
-            batches.push(Vec::new());
-            size = 0;
-        }
-        size += bytes;
-        if let Some(batch) = batches.last_mut() {
-            batch.push(index);
-        }
-    }
-    batches
+    let phase = |is_early: bool| {
+        let changes = moment.raw().iter().enumerate();
+        let changes = changes.filter(move |(_, it)| early(&it.record.directory) == is_early);
+        rounds::batches(changes.map(|(index, it)| Step {
+            directory: &it.record.directory,
+            bytes: it.key.len() + it.record.value.as_ref().map_or(0, bytes::Bytes::len),
+            change: index,
+        }))
+    };
+    [phase(true), phase(false)].concat()
 }
 
 fn operation(change: &Change, renames: &Renames) -> Operation {

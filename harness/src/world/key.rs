@@ -82,15 +82,7 @@ impl<'a> RegistryKey<'a> {
     /// `None` for everything that belongs to no namespace.
     pub(super) fn parse(key: &'a [u8]) -> Option<Self> {
         let path = std::str::from_utf8(key).ok()?.strip_prefix(REGISTRY)?;
-        let (first, _) = path.split_once('/')?;
-        // Groups of custom resources have a dot, which no built-in resource has.
-        let directory = match first.contains('.') || first == "services" {
-            true => {
-                let length = first.len() + 1;
-                &path[..length + path[length..].find('/')?]
-            }
-            false => first,
-        };
+        let directory = directory_of(path)?;
         let rest = &path[directory.len() + 1..];
         match rest.split_once('/') {
             Some((namespace, name)) => Some(Self { directory, namespace, name }),
@@ -99,6 +91,19 @@ impl<'a> RegistryKey<'a> {
             }
             None => None,
         }
+    }
+}
+
+/// `pods`, `services/specs`, `example.com/widgets`: what the keys of one resource have in common, below the prefix.
+pub(super) fn directory_of(path: &str) -> Option<&str> {
+    let (first, _) = path.split_once('/')?;
+    // Groups of custom resources have a dot, which no built-in resource has.
+    match first.contains('.') || first == "services" {
+        true => {
+            let length = first.len() + 1;
+            Some(&path[..length + path[length..].find('/')?])
+        }
+        false => Some(first),
     }
 }
 

@@ -41,6 +41,7 @@ mod rbac;
 mod ready;
 mod registry;
 mod renames;
+mod rounds;
 mod tap;
 mod value;
 mod wire;

@@ -3,19 +3,14 @@
 //! The way back keeps the rule of forks: within one resource each change has a transaction, and so a revision, of its
 //! own. A list or a watch that begins at any of them shows what a server could have shown.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::address::EtcdAddress;
 use super::error::WorldError;
 use super::etcd::Etcd;
-use super::key::REGISTRY;
+use super::key::{self, REGISTRY};
+use super::rounds::{self, Step};
 use super::wire::{Operation, Range, Txn};
-
-/// etcd's default `--max-txn-ops`.
-const MAX_OPERATIONS: usize = 128;
-
-/// Below etcd's default `--max-request-bytes` of 1.5 MiB.
-const MAX_BYTES: usize = 1024 * 1024;
 
 /// What the server's own controllers write back is gone after one more round; whoever writes on for so long has not been
 /// stopped.
@@ -95,25 +90,27 @@ impl Registry {
     ) -> Result<Vec<Difference>, WorldError> {
         let etcd = Etcd::connect(address).await?;
         let mut all: BTreeMap<String, Difference> = BTreeMap::new();
-        for _ in 0..ROUNDS {
+        for round in 0.. {
             let present = read(&etcd, 0).await?;
             let differences = differences(&present.keys, &self.keys);
             if differences.is_empty() {
-                return Ok(all.into_values().collect());
+                break;
             }
-            for operations in phases(&differences) {
-                for txn in transactions(operations) {
-                    etcd.txn("put the plane back", &txn).await?;
+            if round == ROUNDS {
+                let left = differences.into_iter().map(|difference| difference.key).collect();
+                return Err(WorldError::NotPutBack { rounds: ROUNDS, left });
+            }
+            for phase in phases(&differences) {
+                for batch in batches(&phase) {
+                    let success = batch.into_iter().map(operation).collect();
+                    etcd.txn("put the plane back", &Txn { success, ..Txn::default() }).await?;
                 }
             }
             for difference in differences {
                 all.entry(difference.key.clone()).or_insert(difference);
             }
         }
-        let present = read(&etcd, 0).await?;
-        let left = differences(&present.keys, &self.keys);
-        let left = left.into_iter().map(|difference| difference.key).collect();
-        Err(WorldError::NotPutBack { rounds: ROUNDS, left })
+        Ok(all.into_values().collect())
     }
 }
 
@@ -166,44 +163,26 @@ fn phases(differences: &[Difference]) -> [Vec<&Difference>; 4] {
     [part(true, false), part(false, true), part(false, false), part(true, true)]
 }
 
-/// At most one change of each resource in a transaction.
-fn transactions(differences: Vec<&Difference>) -> Vec<Txn> {
-    let mut queues: BTreeMap<&str, VecDeque<&Difference>> = BTreeMap::new();
-    for difference in differences {
-        queues.entry(directory_of(&difference.key)).or_default().push_back(difference);
-    }
-    let mut transactions = Vec::new();
-    while !queues.is_empty() {
-        let (mut success, mut size) = (Vec::new(), 0);
-        for difference in queues.values_mut().filter_map(VecDeque::pop_front) {
-            let bytes = difference.key.len() + difference.has.as_ref().map_or(0, Vec::len);
-            if success.len() == MAX_OPERATIONS || (size > 0 && size + bytes > MAX_BYTES) {
-                let success = std::mem::take(&mut success);
-                transactions.push(Txn { success, ..Txn::default() });
-                size = 0;
-            }
-            size += bytes;
-            let key = difference.key.as_str();
-            success.push(match &difference.has {
-                Some(value) => Operation::put(key, value.as_slice()),
-                None => Operation::delete(key),
-            });
-        }
-        transactions.push(Txn { success, ..Txn::default() });
-        queues.retain(|_, queue| !queue.is_empty());
-    }
-    transactions
+fn batches<'a>(phase: &[&'a Difference]) -> Vec<Vec<&'a Difference>> {
+    rounds::batches(phase.iter().map(|difference| Step {
+        directory: directory_of(&difference.key),
+        bytes: difference.key.len() + difference.has.as_ref().map_or(0, Vec::len),
+        change: *difference,
+    }))
 }
 
-/// `pods`, `services/specs`, `example.com/widgets`: what the key of one resource have in common.
+fn operation(difference: &Difference) -> Operation {
+    let key = difference.key.as_str();
+    match &difference.has {
+        Some(value) => Operation::put(key, value.as_slice()),
+        None => Operation::delete(key),
+    }
+}
+
+/// What the keys of the same resource have in common: `pods`, `example.com/widgets`.
 pub(crate) fn directory_of(key: &str) -> &str {
     let path = key.strip_prefix(REGISTRY).unwrap_or(key);
-    let Some((first, rest)) = path.split_once('/') else { return path };
-    // Groups have a dot, which no resource has.
-    match first.contains('.') || first == "services" {
-        true => &path[..first.len() + 1 + rest.find('/').unwrap_or(rest.len())],
-        false => first,
-    }
+    key::directory_of(path).unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -239,24 +218,11 @@ mod tests {
         let forth = differences(&made, &Keys::default());
         let back = differences(&Keys::default(), &made);
         let sizes = |differences: &[Difference]| {
-            phases(differences).map(|phase| {
-                transactions(phase).iter().map(|txn| txn.success.len()).collect::<Vec<_>>()
-            })
+            phases(differences)
+                .map(|phase| batches(&phase).iter().map(Vec::len).collect::<Vec<_>>())
         };
         assert_eq!(sizes(&forth), [vec![], vec![2, 1], vec![], vec![2]]);
         assert_eq!(sizes(&back), [vec![2], vec![], vec![2, 1], vec![]]);
-    }
-
-    #[test]
-    fn a_large_value_goes_alone() {
-        let large = vec![0; MAX_BYTES];
-        let wanted: Keys = [("a", large.clone()), ("b", large), ("c", Vec::new())]
-            .map(|(resource, value)| (format!("/registry/{resource}/n/x"), value))
-            .into();
-        let back = differences(&Keys::default(), &wanted);
-        let [_, _, puts, _] = phases(&back);
-        let sizes: Vec<_> = transactions(puts).iter().map(|txn| txn.success.len()).collect();
-        assert_eq!(sizes, [1, 1, 1]);
     }
 
     #[test]

@@ -13,31 +13,33 @@ use laggard::plane::{BackendKind, Controller, PlaneBuilder, Readiness, Reset};
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use crate::world::{live, stage};
+
 /// A plane where all that the server makes is there: whatever differs later was made by the test. `None` where there
 /// can be none, which has been said.
 async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
     Some(crate::settings::on(backend).await?.readiness(Readiness::Full))
 }
 
+/// A body of `null` is none.
+async fn answer(
+    client: &Client,
+    method: &str,
+    path: &str,
+    body: Value,
+) -> Result<Value, kube::Error> {
+    stage::request(client, method, path, (!body.is_null()).then_some(&body)).await
+}
+
 async fn request(client: &Client, method: &str, path: &str, body: Value) -> Result<Value> {
-    let kind = match method {
-        "PATCH" => "application/merge-patch+json",
-        _ => "application/json",
-    };
-    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-    let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
-    let answered = client.request(request.body(body)?).await;
-    answered.with_context(|| format!("{method} {path}"))
+    answer(client, method, path, body).await.with_context(|| format!("{method} {path}"))
 }
 
 async fn code(client: &Client, method: &str, path: &str, body: Value) -> Result<u16> {
-    match request(client, method, path, body).await {
+    match answer(client, method, path, body).await {
         Ok(_) => Ok(200),
-        Err(error) => match error.downcast::<kube::Error>() {
-            Ok(kube::Error::Api(status)) => Ok(status.code),
-            Ok(other) => Err(other.into()),
-            Err(error) => Err(error),
-        },
+        Err(kube::Error::Api(status)) => Ok(status.code),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -286,18 +288,8 @@ async fn controllers_stand_still_meanwhile_and_go_on_afterwards(
     let plane = builder.controllers(controllers).start().await?;
     let client = plane.client()?;
     let moment = plane.moment().await?;
-    let labels = json!({ "app": "x" });
-    let set = json!({
-        "metadata": { "name": "x" },
-        "spec": {
-            "replicas": 3, "serviceName": "x", "podManagementPolicy": "Parallel",
-            "selector": { "matchLabels": labels },
-            "template": {
-                "metadata": { "labels": labels },
-                "spec": { "containers": [{ "name": "x", "image": "v1" }] },
-            },
-        },
-    });
+    let mut set = live::set("v1");
+    set["spec"]["replicas"] = json!(3);
     let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(client.clone(), "default");
     for _ in 0..2 {
         let sets = "/apis/apps/v1/namespaces/default/statefulsets";

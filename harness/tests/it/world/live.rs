@@ -59,7 +59,7 @@ async fn a_fork_beside_live_controllers_ends_as_a_world_that_grew() -> Result<()
     stage.stop().await
 }
 
-fn set(image: &str) -> Value {
+pub(crate) fn set(image: &str) -> Value {
     let labels = json!({ "app": "x" });
     json!({
         "metadata": { "name": "x" },

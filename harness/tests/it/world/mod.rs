@@ -41,7 +41,7 @@ mod complete;
 mod equal;
 mod gone;
 mod interrupted;
-mod live;
+pub(crate) mod live;
 mod measure;
 mod operations;
 mod refused;
