@@ -1,12 +1,15 @@
 //! Putting a plane back to a moment, without a restart.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kube::{Client, client::ConfigExt as _};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Plane, PlaneError, Readiness, ready::Probe};
+use crate::manifests::{tells_resource, tells_version};
 use crate::world::{Difference, Registry, WorldError, directory_of};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
@@ -53,10 +56,11 @@ pub struct Reset {
 
 impl Reset {
     /// What no reset touches, in words.
-    pub const LEFT_ALONE: [&str; 6] = [
+    pub const LEFT_ALONE: [&str; 7] = [
         "Events",
         "leases in kube-system, and what the API server writes about itself: the Service kubernetes, its address and \
          endpoints among it",
+        "APIServices of custom resources, which the API server makes and removes itself, after the definitions",
         "resource versions, which go on: an object that was put back has a new one",
         "watches that are open: they see the way back as changes",
         "whatever clients and controllers remember",
@@ -123,7 +127,7 @@ impl Plane {
     /// finalizers and grace; what was changed or deleted is as it was. Some hundred objects take some hundred
     /// milliseconds.
     ///
-    /// When it returns, the server serves the custom resources of that moment and no others, knows which namespaces there
+    /// When it returns, the server serves and discovers the custom resources of that moment and no others, knows which namespaces there
     /// are, and its authorizer goes by the roles of that moment. Controllers of the plane are paused meanwhile; what they do
     /// afterwards about what they remember is theirs. [`Reset::LEFT_ALONE`] says what is not put back.
     ///
@@ -143,7 +147,7 @@ impl Plane {
         let paused = self.pause_for_reset().await?;
         let put_back = to.registry.put_back(&etcd).await;
         let shown = match &put_back {
-            Ok(differences) => self.shows(differences).await,
+            Ok(differences) => self.shows(differences, &to.registry).await,
             Err(_) => Ok(()),
         };
         if paused {
@@ -196,13 +200,26 @@ impl Plane {
     }
 
     /// Waits until the server shows what etcd has again.
-    async fn shows(&self, differences: &[Difference]) -> Result<(), BoxError> {
+    async fn shows(&self, differences: &[Difference], now: &Registry) -> Result<(), BoxError> {
         let server = Server { client: self.client()?, deadline: Instant::now() + LIMIT };
         let of = |directory| {
             differences.iter().filter(move |difference| directory_of(&difference.key) == directory)
         };
+        let mut versions = BTreeMap::new();
         for definition in of(CRDS) {
+            for resource in [&definition.had, &definition.has].into_iter().flatten() {
+                versions.extend(served(resource)?.into_iter().map(|it| (it.version(), false)));
+            }
             server.serves(definition).await?;
+        }
+        // A version may have resources of other definitions, which were not changed.
+        for definition in now.of(CRDS) {
+            for resource in served(definition)? {
+                versions.entry(resource.version()).and_modify(|told| *told = true);
+            }
+        }
+        for ((group, version), told) in versions {
+            server.tells_version(&group, &version, told).await?;
         }
         for is_there in [false, true] {
             // Whoever has heard of the last one has heard of those before.
@@ -229,31 +246,32 @@ struct Server {
 }
 
 impl Server {
-    /// Until the custom resources of a definition are served as it says, or not at all.
+    /// Until the custom resources of a definition are served and told of as it says, or not at all.
     async fn serves(&self, definition: &Difference) -> Result<(), BoxError> {
-        for (bytes, served) in [(&definition.had, false), (&definition.has, true)] {
-            // Where it was changed, what is served cannot be told from what was served.
-            if !served && definition.has.is_some() {
-                continue;
-            }
-            let Some(bytes) = bytes else { continue };
-            let definition: Value = serde_json::from_slice(bytes)?;
-            let spec = &definition["spec"];
-            let group = spec["group"].as_str().unwrap_or_default();
-            let plural = spec["names"]["plural"].as_str().unwrap_or_default();
-            for version in spec["versions"].as_array().into_iter().flatten() {
-                let version_name = version["name"].as_str().unwrap_or_default();
-                let path = format!("/apis/{group}/{version_name}/{plural}?limit=1");
-                let served = served && version["served"] == true;
-                let awaited = format!("{path}, served: {served}");
-                self.until(&awaited, || async {
-                    let listed = self.request("GET", &path, &Value::Null).await;
-                    is_found(listed).map(|found| found == served)
-                })
-                .await?;
-            }
+        let has = definition.has.as_deref().map_or(Ok(Vec::new()), served)?;
+        let had = definition.had.as_deref().map_or(Ok(Vec::new()), served)?;
+        let gone = had.into_iter().filter(|it| !has.contains(it)).map(|it| (it, false));
+        // Of a changed one it cannot be told whether the change was seen.
+        let back = has.iter().cloned().map(|it| (it, true));
+        for (resource, served) in gone.chain(back) {
+            let Resource { group, version, plural } = &resource;
+            let path = format!("/apis/{group}/{version}/{plural}?limit=1");
+            self.until(&format!("{path}, served: {served}"), || async {
+                let listed = is_found(self.request("GET", &path, &Value::Null).await)?;
+                Ok(listed == served
+                    && tells_resource(&self.client, group, version, plural).await? == served)
+            })
+            .await?;
         }
         Ok(())
+    }
+
+    /// Until a version of a group is among those of the server, or is not.
+    async fn tells_version(&self, group: &str, version: &str, told: bool) -> Result<(), BoxError> {
+        self.until(&format!("{group}/{version} in /apis: {told}"), || async {
+            Ok(tells_version(&self.client, group, version).await? == told)
+        })
+        .await
     }
 
     /// Until objects can be made in a namespace, or cannot.
@@ -333,6 +351,58 @@ impl Server {
             .body(body);
         self.client.request(request.map_err(kube::Error::HttpError)?).await
     }
+}
+
+/// A custom resource, in one version.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Resource {
+    group: String,
+    version: String,
+    plural: String,
+}
+
+impl Resource {
+    fn version(&self) -> (String, String) {
+        (self.group.clone(), self.version.clone())
+    }
+}
+
+/// A definition as the server stores it, which is as `v1beta1`: what the reset has to know of it.
+#[derive(Deserialize)]
+struct StoredDefinition {
+    spec: StoredSpec,
+}
+
+#[derive(Deserialize)]
+struct StoredSpec {
+    group: String,
+    names: StoredNames,
+    versions: Vec<StoredVersion>,
+}
+
+#[derive(Deserialize)]
+struct StoredNames {
+    plural: String,
+}
+
+#[derive(Deserialize)]
+struct StoredVersion {
+    name: String,
+    served: bool,
+}
+
+/// What a definition, as it is stored, asks to be served.
+fn served(definition: &[u8]) -> Result<Vec<Resource>, serde_json::Error> {
+    let StoredDefinition { spec: StoredSpec { group, names, versions } } =
+        serde_json::from_slice(definition)?;
+    let served = versions.into_iter().filter(|version| version.served);
+    Ok(served
+        .map(|StoredVersion { name: version, .. }| Resource {
+            group: group.clone(),
+            version,
+            plural: names.plural.clone(),
+        })
+        .collect())
 }
 
 /// Whether it was there; any other refusal is an error.

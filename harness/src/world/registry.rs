@@ -33,6 +33,13 @@ const LEFT_ALONE: [&str; 8] = [
 /// with its length (Kubernetes, `staging/src/k8s.io/api/networking/v1/generated.proto`).
 const OF_THE_SERVER: &[u8] = b"\x12\x08services\x1a\x07default\x22\x0akubernetes";
 
+const APISERVICES: &str = "/registry/apiregistration.k8s.io/apiservices/";
+
+/// The label of an APIService that the server makes for the custom resources of a version, and removes with them, as JSON
+/// has it. Those of built-in versions have `onstart`, and are made once. Source: Kubernetes, `kube-aggregator`,
+/// `pkg/controllers/autoregister/autoregister_controller.go`.
+const FOLLOWS_DEFINITIONS: &[u8] = b"\"kube-aggregator.kubernetes.io/automanaged\":\"true\"";
+
 /// What other keys belong to: made before they are, and removed after them.
 const HOLDERS: [&str; 2] = ["namespaces", "apiextensions.k8s.io/customresourcedefinitions"];
 
@@ -78,6 +85,12 @@ impl Registry {
     /// How many keys there are.
     pub(crate) fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The values of one resource.
+    pub(crate) fn of(&self, directory: &str) -> impl Iterator<Item = &[u8]> {
+        let keys = self.keys.iter().filter(move |(key, _)| directory_of(key) == directory);
+        keys.map(|(_, value)| value.as_slice())
     }
 
     /// Deletes what has been made since, and puts back what was changed or deleted, until there is no difference. Tells
@@ -136,9 +149,10 @@ async fn read(etcd: &Etcd, revision: i64) -> Result<Registry, WorldError> {
 }
 
 fn is_left_alone(key: &str, value: &[u8]) -> bool {
-    let is_of_the_server = || value.windows(OF_THE_SERVER.len()).any(|part| part == OF_THE_SERVER);
+    let has = |part: &[u8]| value.windows(part.len()).any(|it| it == part);
     LEFT_ALONE.iter().any(|prefix| key.starts_with(prefix))
-        || (key.starts_with("/registry/ipaddresses/") && is_of_the_server())
+        || (key.starts_with("/registry/ipaddresses/") && has(OF_THE_SERVER))
+        || (key.starts_with(APISERVICES) && has(FOLLOWS_DEFINITIONS))
 }
 
 fn differences(present: &Keys, wanted: &Keys) -> Vec<Difference> {
