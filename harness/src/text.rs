@@ -7,6 +7,20 @@ use std::path::Path;
 /// As much of a log's end as is read to find its last lines.
 const READ_BYTES: u64 = 64 * 1024;
 
+/// An error with its causes; those of libraries often hide the one that tells something.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 /// The last `lines` lines of a file, each indented by four spaces.
 pub(crate) fn tail(path: &Path, lines: usize) -> String {
     let read = || -> std::io::Result<String> {

@@ -44,6 +44,7 @@ mod wanted;
 
 use std::path::{Path, PathBuf};
 
+pub(crate) use checksum::hexadecimal;
 pub use error::{AssetError, NotFound, UnknownVersion};
 pub use event::Event;
 pub use selector::Selector;

@@ -123,10 +123,21 @@ impl Store {
         purpose: &str,
         on_event: OnEvent<'_>,
     ) -> Result<StoreLock, AssetError> {
+        let on_wait = |holder, doing| on_event(Event::Waiting { version: *version, holder, doing });
+        self.lock_file(&directory_name(version), purpose, &on_wait).await
+    }
+
+    /// Waits for the right to write what has this name. `on_wait` is told the process that has it, and its purpose.
+    pub(crate) async fn lock_file(
+        &self,
+        name: &str,
+        purpose: &str,
+        on_wait: &(dyn Fn(Option<u32>, String) + Sync),
+    ) -> Result<StoreLock, AssetError> {
         let own = self.root.join("laggard");
         let failed = |source| self.failed("take the lock", source);
         fs::create_dir_all(&own).map_err(failed)?;
-        let path = own.join(format!("{}.lock", directory_name(version)));
+        let path = own.join(format!("{name}.lock"));
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -141,11 +152,7 @@ impl Store {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
                 let (pid, doing) = holder.trim().split_once(' ').unwrap_or((holder.trim(), ""));
-                on_event(Event::Waiting {
-                    version: *version,
-                    holder: pid.parse().ok(),
-                    doing: doing.to_owned(),
-                });
+                on_wait(pid.parse().ok(), doing.to_owned());
                 // A thread rather than the runtime's pool: a runtime does not end before what runs
                 // in its pool has, and this may wait for half an hour after its caller gave up.
                 let (sender, receiver) = tokio::sync::oneshot::channel();

@@ -15,10 +15,10 @@ use super::{
     engine::{Engine, Registry},
     model::{ObjectKey, Verb},
     streams::{Expected, Met},
-    upstream::chain,
     wire::{self, Asked, Target},
 };
 use crate::connect::Upstream;
+use crate::text::chain;
 
 /// A reply that is not handed back, since the event of its write does not arrive.
 ///

@@ -30,10 +30,11 @@ use super::{
     relist::ListStart,
     state::Told,
     streams::{Brought, Replay, Start, initial_lines},
-    upstream::{Drain, chain},
+    upstream::Drain,
     wire::{self, Asked},
 };
 use crate::connect::{ReplyBody, Upstream};
+use crate::text::chain;
 
 /// Serves the requests of one client.
 pub(super) struct LagService {

@@ -11,9 +11,10 @@ use super::{
     layer::read_whole,
     model::{Identity, ListVersion, Representation},
     streams::{List, Start, Stream},
-    upstream::{Drain, chain},
+    upstream::Drain,
     wire,
 };
+use crate::text::chain;
 
 impl Lag {
     /// Follows a resource in one namespace: its history is in the [record of a run](Self::run), fences wait for it,

@@ -18,6 +18,7 @@ use super::{
     wire,
 };
 use crate::connect::{ReplyBody, Upstream};
+use crate::text::chain;
 
 /// The pause after the first and before every later attempt to reach the server again.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -127,15 +128,4 @@ impl Drain {
             status => Err(format!("the server answers {status}")),
         }
     }
-}
-
-/// An error with all its sources, since it is kept as text.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -37,6 +37,14 @@ async fn install_crd(client: &Client, definition: &CustomResourceDefinition) -> 
     let applied = api.patch(&name, &apply, &Patch::Apply(definition)).await?;
     let established = established(&api, applied).await?;
     back_date(&api, &established).await?;
+    until_served(client, definition).await
+}
+
+/// Waits until every served version of an established definition can be listed. Has no limit of its own.
+pub(crate) async fn until_served(
+    client: &Client,
+    definition: &CustomResourceDefinition,
+) -> Result<(), Error> {
     for version in definition.spec.versions.iter().filter(|version| version.served) {
         let kind = GroupVersionKind::gvk(
             &definition.spec.group,

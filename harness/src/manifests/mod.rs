@@ -2,6 +2,8 @@
 
 mod crd;
 mod discovery;
+mod documents;
 
-pub(crate) use crd::install_crds;
+pub(crate) use crd::{install_crds, until_served};
 pub(crate) use discovery::{tells_resource, tells_version};
+pub(crate) use documents::apply;

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use base64::Engine as _;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Config;
-use kube::api::Api;
+use kube::api::{Api, DynamicObject};
 use kube::client::ConfigExt as _;
 use kube::config::Kubeconfig;
 use serde_json::json;
@@ -26,9 +26,10 @@ use super::process::ProcessBackend;
 use super::ready::Probe;
 use super::refusal::{self, Refusal, Refused};
 use super::settings::{AUDIT_POLICY, Named};
+use super::template::{self, Seed, Template};
 use super::{BackendKind, Plane, Readiness, Timings};
 use crate::assets::{Assets, Binary, Wanted};
-use crate::manifests::install_crds;
+use crate::manifests::{apply, install_crds, until_served};
 use crate::world::Registry;
 
 /// A plane on two cores is ready in about a second, but twenty at once take half a minute.
@@ -62,10 +63,12 @@ pub struct PlaneBuilder {
     assets: Wanted,
     backend: Option<BackendKind>,
     pub(super) controllers: BTreeSet<Controller>,
-    crds: Vec<CustomResourceDefinition>,
-    readiness: Readiness,
-    start_timeout: Option<Duration>,
-    exploring: bool,
+    pub(super) crds: Vec<CustomResourceDefinition>,
+    pub(super) documents: Vec<DynamicObject>,
+    pub(super) template: Template,
+    pub(super) readiness: Readiness,
+    pub(super) start_timeout: Option<Duration>,
+    pub(super) exploring: bool,
     pub(super) named: Named,
     pub(super) etcd: Flags,
     pub(super) apiserver: Flags,
@@ -80,6 +83,8 @@ impl Default for PlaneBuilder {
             backend: None,
             controllers: BTreeSet::new(),
             crds: Vec::new(),
+            documents: Vec::new(),
+            template: Template::default(),
             readiness: Readiness::default(),
             start_timeout: None,
             exploring: false,
@@ -209,6 +214,8 @@ impl PlaneBuilder {
         let programs =
             self.programs(settings.backend).await.map_err(|kind| attempt.failed(kind))?;
         timings.assets = begun.elapsed();
+        let seed = self.seed(programs.identity().as_deref()).await?;
+        timings.template = begun.elapsed() - timings.assets;
 
         attempt.step = Step::Preparation;
         attempt.begun = Instant::now();
@@ -237,7 +244,8 @@ impl PlaneBuilder {
             .map_err(|kind| attempt.failed(kind))?;
         timings.preparation = attempt.begun.elapsed();
 
-        let come_up = self.come_up(&mut launched, &pki, &tuning, &mut attempt, &mut timings);
+        let come_up =
+            self.come_up(&mut launched, &pki, &tuning, seed.as_ref(), &mut attempt, &mut timings);
         let result = match tokio::time::timeout_at(deadline, come_up).await {
             Ok(result) => result,
             Err(_) => Err(StartErrorKind::TimedOut { limit }),
@@ -331,6 +339,7 @@ impl PlaneBuilder {
         launched: &mut Launched,
         pki: &Pki,
         tuning: &Tuning,
+        mut seed: Option<&Seed>,
         attempt: &mut Attempt,
         timings: &mut Timings,
     ) -> Result<(Config, serde_json::Value, Option<i64>), StartErrorKind> {
@@ -348,6 +357,7 @@ impl PlaneBuilder {
             }
             launched.backend().launch(&servers).await?;
             attempt.step = Step::Readiness;
+            let etcd = launched.backend().etcd();
             let (config, kubeconfig) = launched.config(pki)?;
             let address =
                 launched.backend().apiserver().ok_or_else(|| StartErrorKind::Setting {
@@ -361,18 +371,20 @@ impl PlaneBuilder {
             let waited = watched(launched.backend(), async {
                 Ok(attempt.answer.follow(&probe, probe.ready(self.readiness)).await)
             });
-            match waited.await {
-                Ok(reached) => {
+            // etcd answers long before the API server asks it for any of this.
+            match futures::join!(waited, template::sow(seed, etcd.as_ref())) {
+                (Ok(reached), sown) => {
+                    seed = seed.filter(|_| sown);
                     timings.listening = waiting_since + reached.listening;
                     timings.tls = waiting_since + reached.tls;
                     timings.ready = begun.elapsed();
                     break (config, kubeconfig);
                 }
-                Err(kind) if tries < PORT_TRIES && launched.lost_its_port().await => {
+                (Err(kind), _) if tries < PORT_TRIES && launched.lost_its_port().await => {
                     tracing::warn!(error = %kind, "the port was taken meanwhile; trying another");
                     launched.take_another_port().await?;
                 }
-                Err(kind) => return Err(kind),
+                (Err(kind), _) => return Err(kind),
             }
         };
         let client = crate::connect::client(&config)
@@ -395,19 +407,45 @@ impl PlaneBuilder {
             }
         })
         .await?;
+        if seed.is_some() {
+            attempt.answer.set("waiting for the authorizer to go by the roles of the template");
+            watched(launched.backend(), template::until_authorized(&client)).await?;
+        }
         timings.namespace = begun.elapsed();
 
+        let have_documents = seed.is_some_and(|seed| seed.has_documents);
         if !self.crds.is_empty() {
             attempt.step = Step::Crds;
             let begun = Instant::now();
             attempt.answer.set("waiting for custom resource definitions to be served");
-            let install = install_crds(&client, &self.crds);
             watched(launched.backend(), async {
                 let attempt = "install custom resource definitions";
-                install.await.map_err(|error| StartErrorKind::request(attempt, error))
+                let installed = match have_documents {
+                    true => {
+                        let served = self.crds.iter().map(|it| until_served(&client, it));
+                        futures::future::try_join_all(served).await.map(drop)
+                    }
+                    false => install_crds(&client, &self.crds).await,
+                };
+                installed.map_err(|error| StartErrorKind::request(attempt, error))
             })
             .await?;
             timings.crds = begun.elapsed();
+        }
+
+        if !self.documents.is_empty() {
+            attempt.step = Step::Documents;
+            let begun = Instant::now();
+            attempt.answer.set("applying documents");
+            watched(launched.backend(), async {
+                let applied = match have_documents {
+                    true => apply(&client, self.documents_of_each_time()).await,
+                    false => apply(&client, &self.documents).await,
+                };
+                applied.map_err(|error| StartErrorKind::Documents { source: Box::new(error) })
+            })
+            .await?;
+            timings.documents = begun.elapsed();
         }
 
         if !self.controllers.is_empty() {
@@ -566,6 +604,29 @@ enum Launched {
     Process(ProcessBackend, Surroundings),
     #[cfg(feature = "container")]
     Container(super::container::ContainerBackend, Surroundings),
+}
+
+impl Programs {
+    /// What they are, in words that change when they do; `None` if a file cannot be looked at.
+    fn identity(&self) -> Option<String> {
+        let of_file = |binary: Binary, path: &Path| {
+            let metadata = std::fs::metadata(path).ok()?;
+            let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            Some(format!("{binary} {} {} {modified:?}", path.display(), metadata.len()))
+        };
+        let servers = [Binary::Etcd, Binary::KubeApiserver];
+        let all: Option<Vec<String>> = match self {
+            Self::Binaries(assets) => {
+                let of = assets.iter().filter(|(binary, _)| servers.contains(binary));
+                of.map(|(binary, path)| of_file(binary, path)).collect()
+            }
+            #[cfg(feature = "container")]
+            Self::Images(images) => {
+                servers.into_iter().map(|binary| images.identity(binary)).collect()
+            }
+        };
+        Some(all?.join("; "))
+    }
 }
 
 impl Launched {

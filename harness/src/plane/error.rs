@@ -54,6 +54,8 @@ pub enum Step {
     Namespace,
     /// Installing custom resource definitions.
     Crds,
+    /// Applying documents.
+    Documents,
     /// Waiting until the controller-manager has acted.
     Controllers,
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Step {
             Self::Readiness => "readiness",
             Self::Namespace => "namespace",
             Self::Crds => "custom resource definitions",
+            Self::Documents => "documents",
             Self::Controllers => "controllers",
         })
     }
@@ -79,6 +82,13 @@ pub enum StartErrorKind {
     /// The binaries could not be had.
     #[error(transparent)]
     Assets(#[from] AssetError),
+    /// A document of the builder is not one, or the server refuses it.
+    #[error("failed to apply the documents")]
+    Documents {
+        /// Which document, and why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The machine did not give what was needed: a directory, a port, a process.
     #[error("failed to {attempt}")]
     System {

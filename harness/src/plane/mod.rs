@@ -37,6 +37,7 @@ mod ready;
 mod refusal;
 mod reset;
 mod settings;
+mod template;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -58,6 +59,7 @@ pub use flags::Flags;
 pub use preset::Preset;
 pub use refusal::{Refusal, Refused};
 pub use reset::{PlaneMoment, Reset};
+pub use template::Template;
 
 use crate::assets::Binary;
 use crate::manifests::install_crds;
@@ -137,6 +139,8 @@ pub enum Readiness {
 pub struct Timings {
     /// Finding the binaries, or building them.
     pub assets: Duration,
+    /// Finding the template, or making it.
+    pub template: Duration,
     /// Making directories, keys, certificates and the port.
     pub preparation: Duration,
     /// From the first spawn until the API server's port accepts.
@@ -151,6 +155,8 @@ pub struct Timings {
     pub namespace: Duration,
     /// Installing custom resource definitions.
     pub crds: Duration,
+    /// Applying documents.
+    pub documents: Duration,
     /// Waiting until the controller-manager had acted.
     pub controllers: Duration,
     /// All of it.

@@ -129,6 +129,11 @@ impl PlaneBuilder {
 }
 
 impl Named {
+    /// Without what is only about what people are shown.
+    pub(crate) fn without_output(&self) -> Self {
+        Self { log_level: None, audit: None, attach_output: Some(false), ..self.clone() }
+    }
+
     /// Names that would not be read as one by the server.
     pub(crate) fn check(&self) -> Result<(), StartErrorKind> {
         let names = |map: &BTreeMap<String, bool>| map.keys().cloned().collect::<Vec<_>>();

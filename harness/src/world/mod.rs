@@ -67,7 +67,7 @@ use etcd::Etcd;
 pub(crate) use names::NameSet;
 use names::Names;
 use owner::Owner;
-pub(crate) use registry::{Difference, Registry, directory_of};
+pub(crate) use registry::{Difference, Keys, Registry, directory_of, seed};
 use tap::{Late, Listener, Tap};
 
 /// A process that said nothing for so long is taken for dead, unless [`Worlds::with_patience`] says

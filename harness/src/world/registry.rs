@@ -4,17 +4,21 @@
 //! own. A list or a watch that begins at any of them shows what a server could have shown.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::address::EtcdAddress;
 use super::error::WorldError;
 use super::etcd::Etcd;
 use super::key::{self, REGISTRY};
 use super::rounds::{self, Step};
-use super::wire::{Operation, Range, Txn};
+use super::wire::{Compare, Operation, Range, Txn};
 
 /// What the server's own controllers write back is gone after one more round; whoever writes on for so long has not been
 /// stopped.
 const ROUNDS: usize = 20;
+
+/// An etcd that is being started has no event to offer.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the servers write about themselves, some of it at any time after they are ready, and what only tells people what
 /// happened.
@@ -44,7 +48,7 @@ const FOLLOWS_DEFINITIONS: &[u8] = b"\"kube-aggregator.kubernetes.io/automanaged
 const HOLDERS: [&str; 2] = ["namespaces", "apiextensions.k8s.io/customresourcedefinitions"];
 
 /// Keys with their values.
-type Keys = BTreeMap<String, Vec<u8>>;
+pub(crate) type Keys = BTreeMap<String, Vec<u8>>;
 
 /// The keys of an API server at one revision.
 #[derive(Clone)]
@@ -87,6 +91,10 @@ impl Registry {
         self.keys.len()
     }
 
+    pub(crate) fn into_keys(self) -> Keys {
+        self.keys
+    }
+
     /// The values of one resource.
     pub(crate) fn of(&self, directory: &str) -> impl Iterator<Item = &[u8]> {
         let keys = self.keys.iter().filter(move |(key, _)| directory_of(key) == directory);
@@ -125,6 +133,40 @@ impl Registry {
         }
         Ok(all.into_values().collect())
     }
+}
+
+/// Puts keys into an etcd that need not answer yet, in their order, which is for each resource that of its revisions. What
+/// its server was quicker to make is left as it is. Has no limit of its own; dropping the future is harmless.
+pub(crate) async fn seed(
+    address: &EtcdAddress,
+    keys: &[(String, Vec<u8>)],
+) -> Result<(), WorldError> {
+    let etcd = loop {
+        match Etcd::connect(address).await {
+            Ok(etcd) => break etcd,
+            Err(error) => {
+                tracing::trace!(%error, "etcd does not answer yet");
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    };
+    let steps = keys.iter().map(|(key, value)| Step {
+        directory: directory_of(key),
+        bytes: key.len() + value.len(),
+        change: (key, value),
+    });
+    for batch in rounds::batches(steps) {
+        let compare = batch.iter().map(|(key, _)| Compare::absent(key)).collect();
+        let success = batch
+            .iter()
+            .map(|(key, value)| Operation::put(key.as_str(), value.as_slice()))
+            .collect();
+        let done = etcd.txn("put the template there", &Txn { compare, success }).await?;
+        if !done.succeeded {
+            tracing::debug!(?batch, "the server made some of these already");
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Registry {

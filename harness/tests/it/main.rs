@@ -16,3 +16,4 @@ mod reset;
 mod settings;
 mod shards;
 mod start;
+mod template;

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     connect::{ReplyBody, Upstream},
-    lag::{upstream::chain, wire},
+    lag::wire,
+    text::chain,
 };
 
 /// The pause after the first and before every later attempt to reach the server again.

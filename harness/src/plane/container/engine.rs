@@ -11,6 +11,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
 
 use crate::plane::error::StartErrorKind;
+use crate::text::chain;
 
 /// An engine on this machine answers within milliseconds.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -204,20 +205,6 @@ fn unusable(address: &str, problem: &str) -> StartErrorKind {
 /// An error of the engine as a cause of a failed start.
 pub(super) fn failed(attempt: &str, error: &dyn std::error::Error) -> StartErrorKind {
     StartErrorKind::Engine { problem: format!("failed to {attempt}: {}", chain(error)) }
-}
-
-/// An error with its causes; bollard's often hide the one that tells something.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -28,10 +28,11 @@ use testcontainers::bollard::query_parameters::{
 };
 
 use super::build;
-use super::engine::{Engine, chain, failed};
+use super::engine::{Engine, failed};
 use crate::assets::{Binary, OfficialTags, Wanted};
 use crate::plane::directory::hold_lock;
 use crate::plane::error::StartErrorKind;
+use crate::text::chain;
 
 const OFFICIAL: &str = "registry.k8s.io";
 const MADE_HERE: &str = "laggard.local";
@@ -103,6 +104,11 @@ impl Images {
             images.extend(made.await.unwrap_or_else(|error| Err(failed(attempt, &error)))?);
         }
         Ok(Self { engine, images })
+    }
+
+    /// Which image it is.
+    pub(crate) fn identity(&self, binary: Binary) -> Option<String> {
+        self.images.get(&binary).map(|image| format!("{binary} {}:{}", image.name, image.tag))
     }
 
     pub(super) fn engine(&self) -> &Engine {

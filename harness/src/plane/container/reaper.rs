@@ -20,10 +20,11 @@ use testcontainers::bollard::query_parameters::{
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::engine::{Engine, chain};
+use super::engine::Engine;
 use super::images::{Pull, pulled};
 use super::labels;
 use crate::lifeline::{Afterwards, search_path};
+use crate::text::chain;
 
 /// `$1` is the `docker` command, `$2` the label.
 ///

@@ -7,12 +7,13 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 
-use super::engine::{Engine, chain};
+use super::engine::Engine;
 use super::labels::{self, Labelled};
 use super::reaper::Reaper;
 use super::server::Running;
 use crate::assets::Binary;
 use crate::plane::error::StartErrorKind;
+use crate::text::chain;
 
 /// A container that is just being made is known by then, or left to the reaper.
 const MADE_LIMIT: Duration = Duration::from_secs(10);

@@ -18,13 +18,14 @@ use testcontainers::{ContainerAsync, CopyTargetOptions, GenericImage, ImageExt a
 use tokio::sync::watch;
 
 use super::build::program;
-use super::engine::{Engine, chain};
+use super::engine::Engine;
 use super::images::{Image, drain};
 use super::reaper::published;
 use crate::assets::Binary;
 use crate::plane::attach::Lines;
 use crate::plane::backend::ServerFile;
 use crate::plane::error::StartErrorKind;
+use crate::text::chain;
 
 /// The user of the official images may be another, who could not read a file of mode 0600.
 const USER: &str = "0:0";
