@@ -125,8 +125,9 @@ pub enum BackendKind {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Readiness {
-    /// All checks but two. Everything works for the plane's own client, a member of
-    /// `system:masters`; the default RBAC rules and priority classes appear a second later.
+    /// All checks but two. With a [`Template`], the default, everything works for everybody. Without one
+    /// it does for the plane's own client, a member of `system:masters`; the default RBAC rules and priority
+    /// classes appear a second later.
     #[default]
     FirstStep,
     /// Every check.
