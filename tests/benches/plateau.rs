@@ -14,10 +14,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use laggard::check::Check;
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::reflector::ObjectRef;
+use laggard::Plane;
+use laggard::check::{BoxError, Check, Scenario, SetUp, World};
 use laggard::explore::Sample;
 use rollout_tests::rollout;
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use figures::{Figures, Limit};
@@ -28,7 +33,8 @@ use rollouts::{end, exploring};
 /// One figure of what is used.
 type FigureOf = fn(&Memory) -> f64;
 
-/// How many schedules, unless `LAGGARD_PLATEAU` says otherwise.
+/// How many schedules, unless `LAGGARD_PLATEAU` says otherwise. `LAGGARD_PLATEAU_OF=rollout` makes them of the operator, at some
+/// seven a second.
 const SCHEDULES: u64 = 20_000;
 
 /// A point of the curve each time so many parts of the whole are done.
@@ -55,15 +61,70 @@ async fn main() -> Result<()> {
     };
     ensure!(schedules >= POINTS, "LAGGARD_PLATEAU={schedules}: at least {POINTS} schedules");
     let ears = Ears::listen();
-    let plane = exploring().await?;
-    let curve = followed(&ears, &plane, schedules).await?;
+    let (plane, scenario) = match std::env::var("LAGGARD_PLATEAU_OF").as_deref() {
+        Err(_) | Ok("" | "small") => {
+            (Arc::new(Plane::builder().exploring().start().await?), small())
+        }
+        Ok("rollout") => {
+            let plane = exploring().await?;
+            let scenario = rollout::node_update(&plane);
+            (plane, scenario)
+        }
+        Ok(other) => bail!("LAGGARD_PLATEAU_OF={other:?}; write \"small\" or \"rollout\""),
+    };
+    let curve = followed(&ears, &plane, scenario, schedules).await?;
     end(plane).await?;
     write(&curve)?;
     judge(&curve, schedules)
 }
 
+/// A process that is over in three passes: what a run costs is then mostly the harness's own, and so many of them take minutes.
+fn small() -> Scenario {
+    Scenario::new("plateau", passes)
+        .set_up(|world: SetUp| async move {
+            for (name, data) in
+                [("wanted", json!({"size": "1"})), ("status", json!({"reached": "1"}))]
+            {
+                let map =
+                    serde_json::from_value(json!({"metadata": {"name": name}, "data": data}))?;
+                world.api::<ConfigMap>().create(&PostParams::default(), &map).await?;
+            }
+            anyhow::Ok(())
+        })
+        .after_settle("2 is reported", |truth| {
+            truth.get::<ConfigMap>("status").is_some_and(|map| value(&map, "reached") == "2")
+        })
+}
+
+/// Raises a size, reads it back, and reports it, until its cache shows that.
+async fn passes(world: World) -> Result<(), BoxError> {
+    let (maps, apply) = (world.api::<ConfigMap>(), PatchParams::default());
+    let cache = world.cache::<ConfigMap>().await?;
+    let status = ObjectRef::new("status").within(world.namespace());
+    let pass = || async {
+        if cache.get(&status).is_some_and(|map| value(&map, "reached") == "2") {
+            return Ok(());
+        }
+        maps.patch("wanted", &apply, &Patch::Merge(json!({"data": {"size": "2"}}))).await?;
+        let size = value(&maps.get("wanted").await?, "size");
+        maps.patch("status", &apply, &Patch::Merge(json!({"data": {"reached": size}}))).await?;
+        Ok::<(), kube::Error>(())
+    };
+    world.until_settled("demo", pass).await?;
+    Ok(())
+}
+
+fn value(map: &ConfigMap, key: &str) -> String {
+    map.data.as_ref().and_then(|data| data.get(key)).cloned().unwrap_or_default()
+}
+
 /// Makes the schedules, and looks now and then.
-async fn followed(ears: &Ears, plane: &Arc<laggard::Plane>, schedules: u64) -> Result<Vec<At>> {
+async fn followed(
+    ears: &Ears,
+    plane: &Arc<Plane>,
+    scenario: Scenario,
+    schedules: u64,
+) -> Result<Vec<At>> {
     let servers = Servers::of_this_process()?;
     let (sender, mut due) = mpsc::unbounded_channel();
     let (made, listening) = (AtomicU64::new(0), ears.clone());
@@ -80,7 +141,7 @@ async fn followed(ears: &Ears, plane: &Arc<laggard::Plane>, schedules: u64) -> R
     let ran = async move {
         let sample = Sample::pct(1, schedules, 2).parallel(AT_ONCE);
         // With the check goes the sender, which ends the looking.
-        check.sample(&**plane, rollout::node_update(plane), &sample).await
+        check.sample(&**plane, scenario, &sample).await
     };
     let looked = async {
         let mut curve: Vec<At> = Vec::new();
