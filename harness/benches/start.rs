@@ -46,7 +46,7 @@ async fn main() -> Result<()> {
         println!("{}: {}", server.name, server.program.display());
     }
     let engine = engine().await?;
-    let scratch = tempfile::tempdir()?;
+    let scratch = tempfile::Builder::new().prefix("laggard-bench-").tempdir()?;
     let envtest = match built(&scratch).await? {
         Some(program) => {
             let envtest = Subject::envtest(&program, scratch.path(), &first.servers);

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"syscall"
 	"time"
 
@@ -31,6 +32,8 @@ func run() (err error) {
 	if _, err := syscall.Setsid(); err != nil {
 		return fmt.Errorf("begin a session: %w", err)
 	}
+	// Or an answer that nobody reads any more would end it, but not the servers.
+	signal.Ignore(syscall.SIGPIPE)
 	var wanted struct {
 		Crd    *apiextensionsv1.CustomResourceDefinition `json:"crd"`
 		Object *unstructured.Unstructured                `json:"object"`
