@@ -272,9 +272,21 @@ impl Backend for ProcessBackend {
                     ended.push((binary, describe(Some(status))));
                 }
             }
+            let (writers, others): (Vec<_>, Vec<_>) =
+                self.servers.iter_mut().partition(|(binary, _)| **binary == Binary::Etcd);
+            let kill = |servers: Vec<(&Binary, &'_ mut Running)>| {
+                futures::future::join_all(servers.into_iter().map(|(_, it)| it.lifeline.kill()))
+            };
+            // Nobody else writes into the directory, and the kernel takes its time with the memory of an API server.
+            let directory = &mut self.directory;
+            let removal = async {
+                kill(writers).await;
+                directory.remove().await
+            };
+            let (removed, _) = futures::join!(removal, kill(others));
             self.stop_servers().await;
             let mut left = Vec::new();
-            if let Err(error) = self.directory.remove().await {
+            if let Err(error) = removed {
                 left.push(format!("{}: {error}", self.directory.path().display()));
             }
             (ended, left)
