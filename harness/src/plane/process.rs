@@ -274,16 +274,14 @@ impl Backend for ProcessBackend {
             }
             let (writers, others): (Vec<_>, Vec<_>) =
                 self.servers.iter_mut().partition(|(binary, _)| **binary == Binary::Etcd);
-            let kill = |servers: Vec<(&Binary, &'_ mut Running)>| {
-                futures::future::join_all(servers.into_iter().map(|(_, it)| it.lifeline.kill()))
-            };
+            let (writers, others) = (kill_all(writers), kill_all(others));
             // Nobody else writes into the directory, and the kernel takes its time with the memory of an API server.
             let directory = &mut self.directory;
             let removal = async {
-                kill(writers).await;
+                writers.await;
                 directory.remove().await
             };
-            let (removed, _) = futures::join!(removal, kill(others));
+            let (removed, _) = futures::join!(removal, others);
             self.stop_servers().await;
             let mut left = Vec::new();
             if let Err(error) = removed {
@@ -293,6 +291,10 @@ impl Backend for ProcessBackend {
         }
         .boxed()
     }
+}
+
+async fn kill_all(servers: Vec<(&Binary, &mut Running)>) {
+    futures::future::join_all(servers.into_iter().map(|(_, it)| it.lifeline.kill())).await;
 }
 
 /// The environment of a server: nothing of the test's, so that what is logged is what ran.
