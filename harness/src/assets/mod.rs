@@ -33,6 +33,7 @@ mod event;
 mod fetch;
 mod index;
 mod locate;
+mod minor;
 mod obtain;
 mod selector;
 mod settings;
@@ -46,6 +47,7 @@ use std::path::{Path, PathBuf};
 
 pub use error::{AssetError, NotFound, UnknownVersion};
 pub use event::Event;
+pub use minor::Minor;
 pub use selector::Selector;
 pub use store::{Checked, Prune, Removed, Store, Verdict};
 pub use version::Version;
