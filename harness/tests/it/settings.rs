@@ -112,6 +112,23 @@ laggard::minors! {
     }
 }
 
+/// 1.34 has no such check.
+#[tokio::test]
+async fn a_gate_that_depends_on_one_that_is_off_is_told_with_it() -> Result<()> {
+    let builder = Plane::builder().kubernetes("1.37").feature_gate("PodLevelResources", false);
+    let (refused, _, text) = refusal_of(builder).await?;
+    let Refused::FeatureGateDependency { names, needs, .. } = refused else {
+        anyhow::bail!("{refused:?}");
+    };
+    ensure!(names.contains(&"PodLevelResourcesFixDefaulting".to_owned()), "{names:?}");
+    ensure!(needs == ["PodLevelResources"], "{needs:?}");
+    ensure!(
+        text.contains("be on while PodLevelResources is off; turn PodLevelResources on"),
+        "{text}"
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_typo_in_a_removal_is_told_too() -> Result<()> {
     let flags = Flags::new().remove("anonymus-auth");
