@@ -7,7 +7,7 @@ export LAGGARD_KUBERNETES := $(K8S)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench assets lint docs clean
+.PHONY: help demo test minors soak bench assets lint docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-8s %s\n", $$1, $$2 }'
@@ -17,6 +17,9 @@ demo: assets ## the race, the wait, the deletion, on a real server
 
 test: assets ## everything a change must pass
 	scripts/test
+
+minors: assets ## the operator's suite on each minor of Kubernetes that is here (LAGGARD_MINORS=all: on all of them)
+	scripts/minors
 
 soak: assets ## the long tests: worlds a thousand times, 200 kills a backend, the operator broken
 	scripts/soak

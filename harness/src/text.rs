@@ -38,12 +38,19 @@ pub(crate) fn tail(path: &Path, lines: usize) -> String {
 }
 
 /// The last `lines` lines of a text, each indented by four spaces, and before them the first one:
-/// etcd says what is wrong with a flag before its long list of those it has.
+/// etcd says what is wrong with a flag before its long list of those it has. Where a Go program
+/// panicked, the last lines are those at the panic, of which the one before says more than the
+/// stack behind.
 pub(crate) fn last_lines(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let Some(first) = all.first() else { return "    (nothing)".to_owned() };
-    let skipped = all.len().saturating_sub(lines);
-    let mut shown: Vec<_> = all[skipped..].iter().map(|line| format!("    {line}")).collect();
+    let last = all.len().saturating_sub(lines);
+    let panic = all
+        .iter()
+        .rposition(|line| line.starts_with("panic: ") || line.starts_with("fatal error: "));
+    let skipped = panic.map_or(last, |panic| panic.saturating_sub(1).min(last));
+    let shown = all[skipped..].iter().take(lines);
+    let mut shown: Vec<_> = shown.map(|line| format!("    {line}")).collect();
     if skipped > 0 {
         shown.insert(0, format!("    {first}\n    …"));
     }
@@ -59,5 +66,15 @@ mod tests {
         assert_eq!(last_lines("a\n\nb\n\nc\n\n", 2), "    a\n    …\n    b\n    c");
         assert_eq!(last_lines("b\nc\n", 2), "    b\n    c");
         assert_eq!(last_lines("\n", 2), "    (nothing)");
+    }
+
+    #[test]
+    fn of_a_panic_the_reason_is_shown_and_not_the_end_of_the_stack() {
+        let log = "begun\nat work\nno space left\npanic: failed\n\ngoroutine 1:\na\nb\nc\nd\n";
+        assert_eq!(
+            last_lines(log, 3),
+            "    begun\n    …\n    no space left\n    panic: failed\n    goroutine 1:"
+        );
+        assert_eq!(last_lines("panic: failed\nmain\n", 3), "    panic: failed\n    main");
     }
 }

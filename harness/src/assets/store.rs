@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::event::OnEvent;
 use super::{AssetError, Binary, Event, Version, platform};
@@ -180,32 +181,44 @@ impl Store {
     }
 
     /// A fresh directory on the store's own file system, so that a rename will do.
-    pub(crate) fn staging(&self) -> Result<tempfile::TempDir, AssetError> {
+    pub(crate) fn staging(&self) -> Result<Staging, AssetError> {
         let parent = self.root.join("laggard/staging");
-        fs::create_dir_all(&parent)
-            .and_then(|()| tempfile::Builder::new().prefix("new-").tempdir_in(parent))
-            .map_err(|source| self.failed("make a staging directory", source))
+        let make = || -> io::Result<Staging> {
+            fs::create_dir_all(&parent)?;
+            let directory = tempfile::Builder::new().prefix("new-").tempdir_in(&parent)?;
+            let lock = File::open(directory.path())?;
+            // Where a file system has no such locks, its age alone says whether it is in use.
+            let _ = lock.try_lock();
+            Ok(Staging { directory, _lock: lock })
+        };
+        make().map_err(|source| self.failed("make a staging directory", source))
     }
 
     /// Removes the staging directories of processes that did not get to it. Call it with the lock.
     pub(crate) fn sweep_staging(&self, _lock: &StoreLock) {
-        for directory in self.abandoned() {
+        for directory in self.abandoned(SystemTime::now()) {
             if let Err(error) = fs::remove_dir_all(&directory) {
                 tracing::warn!(?directory, %error, "failed to remove an abandoned directory");
             }
         }
     }
 
-    /// Staging directories that nobody works in.
-    fn abandoned(&self) -> Vec<PathBuf> {
-        // One lock a version, so a build of another minor may be under way: leave what is young.
-        let young = std::time::Duration::from_secs(2 * 60 * 60);
+    /// Staging directories that nobody works in, when it is `now`.
+    fn abandoned(&self, now: SystemTime) -> Vec<PathBuf> {
+        // One lock a version, so a build of another minor may be under way: leave what is young, and
+        // what is locked, since the clock may have jumped.
+        let young = Duration::from_secs(2 * 60 * 60);
         let entries = fs::read_dir(self.root.join("laggard/staging")).into_iter().flatten();
         let is_old = |entry: &fs::DirEntry| {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > young))
+            modified.is_ok_and(|time| now.duration_since(time).is_ok_and(|age| age > young))
         };
-        entries.flatten().filter(is_old).map(|entry| entry.path()).collect()
+        let is_locked = |path: &PathBuf| {
+            let lock = File::open(path).map(|directory| directory.try_lock());
+            matches!(lock, Ok(Err(fs::TryLockError::WouldBlock)))
+        };
+        let old = entries.flatten().filter(is_old).map(|entry| entry.path());
+        old.filter(|path| !is_locked(path)).collect()
     }
 
     /// Puts finished files into the store: the directory appears whole, or the files are added to
@@ -285,6 +298,23 @@ fn make_writable(directory: &Path) -> io::Result<()> {
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
 }
 
+/// A directory in which a version is made, removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    directory: tempfile::TempDir,
+    _lock: File,
+}
+
+impl Staging {
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn close(self) -> io::Result<()> {
+        self.directory.close()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::record::Trust;
@@ -295,7 +325,7 @@ mod tests {
         let store = Store::at(root.path().to_owned());
         let version: Version = "1.37.2".parse().unwrap();
         let lock = StoreLock { _file: tempfile::tempfile().unwrap() };
-        let staging = store.staging().unwrap().keep();
+        let staging = store.staging().unwrap().directory.keep();
         fs::write(staging.join("etcd"), content).unwrap();
         let binaries = [Binary::Etcd, Binary::KubeApiserver];
         fs::write(staging.join("kube-apiserver"), content).unwrap();
@@ -306,6 +336,21 @@ mod tests {
     fn replace(path: &Path, content: &[u8]) {
         fs::remove_file(path).unwrap();
         fs::write(path, content).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_jumps_takes_nothing_from_whoever_builds() {
+        let (_root, store, _) = store_with(b"whole");
+        let under_way = store.staging().unwrap();
+        // Its owner was killed, and so was whoever watched over it.
+        let left = store.staging().unwrap().directory.keep();
+        let now = SystemTime::now();
+        let day = Duration::from_secs(24 * 60 * 60);
+        let is_among = |now, path: &Path| store.abandoned(now).iter().any(|it| it == path);
+        for jump in [now - day, now, now + day] {
+            assert!(!is_among(jump, under_way.path()));
+            assert_eq!(is_among(jump, &left), jump > now);
+        }
     }
 
     #[test]
@@ -324,7 +369,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let (_root, store, version) = store_with(b"whole");
         let path = store.file(&version, Binary::Etcd);
-        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
+        let later = SystemTime::now() + Duration::from_secs(10);
         let check = || store.compare(&version, Binary::Etcd, Trust::Stamp, later);
         assert_eq!(check(), Ok(Known::AsRecorded));
         assert!(store.stamps_path(&version).exists());
@@ -357,7 +402,7 @@ mod tests {
         let store = Store::at(root.path().to_owned());
         let version: Version = "1.37.2".parse().unwrap();
         let lock = StoreLock { _file: tempfile::tempfile().unwrap() };
-        let staging = store.staging().unwrap().keep();
+        let staging = store.staging().unwrap().directory.keep();
         let manager = Binary::KubeControllerManager;
         fs::write(staging.join(manager.name()), "x").unwrap();
         store.admit(&version, &staging, &[manager], "a test", &lock).unwrap();

@@ -12,7 +12,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::Config;
 use kube::api::{Api, DynamicObject};
 use kube::client::ConfigExt as _;
-use kube::config::Kubeconfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 
 use super::backend::{Backend, Ingredients, Server, Surroundings};
@@ -677,7 +678,7 @@ impl Launched {
             None => self.surroundings().apiserver_url.clone(),
         };
         let kubeconfig = kubeconfig(&url, pki.serving_ca.certificate(), &pki.admin);
-        Ok((config_from(&kubeconfig)?, kubeconfig))
+        Ok((config_from(&url, pki, &kubeconfig)?, kubeconfig))
     }
 
     fn write_controller_manager_kubeconfig(&mut self, pki: &Pki) -> Result<(), StartErrorKind> {
@@ -735,6 +736,7 @@ impl Launched {
             last_answer = None;
             kind = StartErrorKind::Refused(Box::new(refusal));
         }
+        kind = kind.explained_by(&servers);
         let logs = if servers.is_empty() { None } else { backend.keep_logs().await };
         let (_, left) = backend.stop().await;
         for left in left {
@@ -766,16 +768,24 @@ fn kubeconfig(url: &str, ca: &str, user: &Pair) -> serde_json::Value {
     })
 }
 
-fn config_from(kubeconfig: &serde_json::Value) -> Result<Config, StartErrorKind> {
+/// Not by way of the kubeconfig: kube reads HTTPS_PROXY and NO_PROXY with it, and fails where they
+/// are nonsense; loopback is behind no proxy.
+fn config_from(
+    url: &str,
+    pki: &Pki,
+    kubeconfig: &serde_json::Value,
+) -> Result<Config, StartErrorKind> {
     let made = || -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
-        let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig.clone())?;
-        Ok(Config::try_from(kubeconfig)?)
+        let mut config = Config::new(url.parse()?);
+        let ca = CertificateDer::from_pem_slice(pki.serving_ca.certificate().as_bytes())?;
+        config.root_cert = Some(vec![ca.to_vec()]);
+        config.tls_server_name = Some(SERVER_NAME.to_owned());
+        config.auth_info = serde_json::from_value(kubeconfig["users"][0]["user"].clone())?;
+        Ok(config)
     };
     let mut config = made().map_err(|error| {
         StartErrorKind::system("make a client configuration", std::io::Error::other(error))
     })?;
-    // Reading a kubeconfig also reads HTTPS_PROXY; loopback is behind no proxy.
-    config.proxy_url = None;
     // What the server answered is what the test sees.
     config.default_retry = false;
     Ok(config)

@@ -11,7 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ impl PlaneDirectory {
         // A directory without a held lock is a dead plane's; so nobody may look while one is made.
         let guard = open_lock(&base.join("lock"))?;
         guard.lock()?;
-        sweep(&base);
+        sweep(&base, SystemTime::now());
         let path = planes.join(id);
         let watcher = Afterwards::remove_directory(&path)?;
         DirBuilder::new().mode(0o700).create(&path)?;
@@ -183,7 +183,11 @@ fn base_name(directory: &Path) -> PathBuf {
 fn make_private(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => return other,
+        Err(error) => {
+            let problem = format!("{}: {error}; TMPDIR names another place", path.display());
+            return Err(io::Error::new(error.kind(), problem));
+        }
+        Ok(()) => return Ok(()),
     }
     let metadata = fs::symlink_metadata(path)?;
     let private = metadata.is_dir()
@@ -206,7 +210,9 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 /// Removes what dead planes left: their processes, their directories, their old logs.
-fn sweep(base: &Path) {
+///
+/// Only logs are judged by the time, `now`: where the clock jumps, they go too early or too late.
+fn sweep(base: &Path, now: SystemTime) {
     for entry in fs::read_dir(base.join("planes")).into_iter().flatten().flatten() {
         let path = entry.path();
         let Ok(lock) = OpenOptions::new().read(true).write(true).open(path.join("lock")) else {
@@ -237,7 +243,8 @@ fn sweep(base: &Path) {
     };
     for entry in fs::read_dir(base.join("logs")).into_iter().flatten().flatten() {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
-        let old = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > LOGS_KEPT));
+        let age = modified.ok().and_then(|modified| now.duration_since(modified).ok());
+        let old = age.is_some_and(|age| age > LOGS_KEPT);
         if old && !lives(&entry.file_name()) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -297,12 +304,33 @@ mod tests {
         open_lock(&base.path().join("planes/dead/lock")).unwrap();
         let live = open_lock(&base.path().join("planes/live/lock")).unwrap();
         live.lock().unwrap();
-        sweep(base.path());
+        sweep(base.path(), SystemTime::now());
         let left: Vec<_> = fs::read_dir(base.path().join("planes"))
             .unwrap()
             .map(|e| e.unwrap().file_name())
             .collect();
         assert_eq!(left, ["live"]);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_takes_no_logs_of_a_live_plane() {
+        let base = tempfile::tempdir().unwrap();
+        for directory in ["logs/live", "logs/dead", "planes/live"] {
+            fs::create_dir_all(base.path().join(directory)).unwrap();
+        }
+        let live = open_lock(&base.path().join("planes/live/lock")).unwrap();
+        live.lock().unwrap();
+        let logs_after = |now| {
+            sweep(base.path(), now);
+            let logs = fs::read_dir(base.path().join("logs")).unwrap();
+            let mut names: Vec<_> = logs.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let (now, year) = (SystemTime::now(), Duration::from_secs(365 * 24 * 60 * 60));
+        assert_eq!(logs_after(now - year), ["dead", "live"]);
+        assert_eq!(logs_after(now), ["dead", "live"]);
+        assert_eq!(logs_after(now + year), ["live"]);
     }
 
     #[test]
@@ -326,7 +354,7 @@ mod tests {
                 .unwrap();
             spawned.push(child);
         }
-        sweep(base.path());
+        sweep(base.path(), SystemTime::now());
         use std::os::unix::process::ExitStatusExt as _;
         assert_eq!(spawned[0].wait().unwrap().signal(), Some(9));
         assert!(spawned[1].try_wait().unwrap().is_none(), "a stranger was ended");

@@ -106,6 +106,28 @@ pub enum StartErrorKind {
         /// Its exit status or signal.
         status: String,
     },
+    /// A server ended since the disk is full.
+    #[error(
+        "{server} ended by itself ({status}), since the disk is full; make room, or set TMPDIR to a \
+         directory that has more"
+    )]
+    DiskFull {
+        /// Which.
+        server: Binary,
+        /// Its exit status or signal.
+        status: String,
+    },
+    /// The system does not run the file of a server.
+    #[error(
+        "{server} cannot be run ({status}), and its last line above says why; is the file whole, and \
+         made for this kind of machine?"
+    )]
+    CannotRun {
+        /// Which.
+        server: Binary,
+        /// The exit status of the shell that tried.
+        status: String,
+    },
     /// A server does not know a flag, a feature gate, an API or an admission plugin, or does not
     /// take the value of one.
     #[error("{0}")]
@@ -145,6 +167,20 @@ pub enum StartErrorKind {
 impl StartErrorKind {
     pub(crate) fn system(attempt: impl Into<String>, source: std::io::Error) -> Self {
         Self::System { attempt: attempt.into(), source }
+    }
+
+    /// The same, or what is known to be behind the end of a server.
+    pub(crate) fn explained_by(self, evidence: &[ServerEvidence]) -> Self {
+        let Self::Exited { server, status } = self else { return self };
+        let log = evidence.iter().find(|it| it.server == server).map(|it| it.log_tail.as_str());
+        if log.is_some_and(|log| log.contains("no space left on device")) {
+            return Self::DiskFull { server, status };
+        }
+        // What `sh` ends with where `exec` fails (POSIX, "Shell Command Language" 2.8.2).
+        match status.as_str() {
+            "exit status 126" | "exit status 127" => Self::CannotRun { server, status },
+            _ => Self::Exited { server, status },
+        }
     }
 
     pub(crate) fn request(attempt: impl Into<String>, source: kube::Error) -> Self {

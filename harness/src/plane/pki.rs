@@ -10,8 +10,10 @@ use time::{Duration, OffsetDateTime};
 /// other address, such as a published port.
 pub(crate) const SERVER_NAME: &str = "apiserver.laggard.local";
 
-/// Certificates are valid from an hour ago, for clocks that jump, and for as long as envtest's.
-const VALID_HOURS: i64 = 168;
+/// How far back, and how far ahead, the clock may jump in the life of a plane. The keys go with it,
+/// so a long validity harms nobody.
+const VALID_BEFORE: Duration = Duration::days(30);
+const VALID_AFTER: Duration = Duration::days(365);
 
 /// A certificate and its key, both PEM.
 #[derive(Clone)]
@@ -31,6 +33,7 @@ impl std::fmt::Debug for Pair {
 pub(crate) struct Authority {
     certificate: String,
     issuer: Issuer<'static, KeyPair>,
+    made: OffsetDateTime,
 }
 
 impl std::fmt::Debug for Authority {
@@ -40,14 +43,14 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Result<Self, rcgen::Error> {
+    fn new(name: &str, made: OffsetDateTime) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate()?;
-        let mut parameters = parameters(name, &[]);
+        let mut parameters = parameters(name, &[], made);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         parameters.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let certificate = parameters.self_signed(&key)?.pem();
-        Ok(Self { certificate, issuer: Issuer::new(parameters, key) })
+        Ok(Self { certificate, issuer: Issuer::new(parameters, key), made })
     }
 
     /// The authority's own certificate, PEM.
@@ -57,7 +60,7 @@ impl Authority {
 
     /// A certificate for a user: the name is the common name, the groups are organizations.
     pub(crate) fn client(&self, name: &str, groups: &[&str]) -> Result<Pair, rcgen::Error> {
-        let mut parameters = parameters(name, groups);
+        let mut parameters = parameters(name, groups, self.made);
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(parameters)
     }
@@ -65,7 +68,7 @@ impl Authority {
     /// A certificate for a server. It may act as a client too: etcd's JSON gateway calls the
     /// server itself with the server's certificate, and answers 503 without client rights.
     pub(crate) fn server(&self, name: &str, reached_as: &[SanType]) -> Result<Pair, rcgen::Error> {
-        let mut parameters = parameters(name, &[]);
+        let mut parameters = parameters(name, &[], self.made);
         parameters.subject_alt_names = reached_as.to_vec();
         parameters.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -106,7 +109,11 @@ impl std::fmt::Debug for ServiceAccountKeys {
 
 impl Pki {
     pub(crate) fn new() -> Result<Self, rcgen::Error> {
-        let serving_ca = Authority::new("laggard-serving-ca")?;
+        Self::made_at(OffsetDateTime::now_utc())
+    }
+
+    fn made_at(now: OffsetDateTime) -> Result<Self, rcgen::Error> {
+        let serving_ca = Authority::new("laggard-serving-ca", now)?;
         let reached_as = [
             dns("localhost")?,
             dns("kubernetes")?,
@@ -117,7 +124,7 @@ impl Pki {
             SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
         ];
         let serving = serving_ca.server("kube-apiserver", &reached_as)?;
-        let client_ca = Authority::new("laggard-client-ca")?;
+        let client_ca = Authority::new("laggard-client-ca", now)?;
         let admin = client_ca.client("laggard-admin", &["system:masters"])?;
         let keys = KeyPair::generate()?;
         let service_accounts =
@@ -140,7 +147,7 @@ impl EtcdPki {
         expect(dead_code, reason = "child processes reach etcd through a socket")
     )]
     pub(crate) fn new(host: &str) -> Result<Self, rcgen::Error> {
-        let ca = Authority::new("laggard-etcd-ca")?;
+        let ca = Authority::new("laggard-etcd-ca", OffsetDateTime::now_utc())?;
         let reached_as = [
             dns("localhost")?,
             dns(host)?,
@@ -156,7 +163,7 @@ fn dns(name: &str) -> Result<SanType, rcgen::Error> {
     Ok(SanType::DnsName(name.try_into()?))
 }
 
-fn parameters(name: &str, groups: &[&str]) -> CertificateParams {
+fn parameters(name: &str, groups: &[&str], made: OffsetDateTime) -> CertificateParams {
     let mut parameters = CertificateParams::default();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);
@@ -164,20 +171,72 @@ fn parameters(name: &str, groups: &[&str]) -> CertificateParams {
         subject.push(DnType::OrganizationName, *group);
     }
     parameters.distinguished_name = subject;
-    let now = OffsetDateTime::now_utc();
-    parameters.not_before = now - Duration::HOUR;
-    parameters.not_after = now + Duration::hours(VALID_HOURS);
+    // A clock that has lost its time begins in 1970, where a certificate can begin, too.
+    parameters.not_before = (made - VALID_BEFORE).max(OffsetDateTime::UNIX_EPOCH);
+    parameters.not_after = made + VALID_AFTER;
     parameters.use_authority_key_identifier_extension = true;
     parameters
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier as _;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, UnixTime};
+    use rustls::server::WebPkiClientVerifier;
+
     use super::*;
 
     #[test]
     fn nothing_that_is_printed_for_debugging_holds_a_key() {
         let text = format!("{:?}", (Pki::new().unwrap(), EtcdPki::new("etcd").unwrap()));
         assert!(!text.contains("PRIVATE"), "{text}");
+    }
+
+    /// Whether a client trusts the server, and the server the client, when it is `now`.
+    fn trusted(pki: &Pki, now: OffsetDateTime) -> bool {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let roots = |authority: &Authority| {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(der(authority.certificate())).unwrap();
+            Arc::new(roots)
+        };
+        let since = Duration::seconds(now.unix_timestamp()).try_into().unwrap();
+        let now = UnixTime::since_unix_epoch(since);
+        let servers = WebPkiServerVerifier::builder_with_provider(
+            roots(&pki.serving_ca),
+            Arc::clone(&provider),
+        );
+        let name = SERVER_NAME.try_into().unwrap();
+        let serving = der(&pki.serving.certificate);
+        let server = servers.build().unwrap().verify_server_cert(&serving, &[], &name, &[], now);
+        let clients = WebPkiClientVerifier::builder_with_provider(roots(&pki.client_ca), provider);
+        let admin = der(&pki.admin.certificate);
+        let client = clients.build().unwrap().verify_client_cert(&admin, &[], now);
+        assert_eq!(server.is_ok(), client.is_ok(), "{server:?} {client:?}");
+        server.is_ok()
+    }
+
+    #[test]
+    fn certificates_are_good_after_the_clock_has_jumped() {
+        let made = OffsetDateTime::from_unix_timestamp(1_795_593_600).unwrap();
+        let pki = Pki::made_at(made).unwrap();
+        for days in [-29, -1, 0, 1, 364] {
+            assert!(trusted(&pki, made + Duration::days(days)), "{days} days");
+        }
+        for days in [-31, 366] {
+            assert!(!trusted(&pki, made + Duration::days(days)), "{days} days");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_has_lost_its_time_makes_certificates_for_that_time() {
+        for made in [OffsetDateTime::UNIX_EPOCH, OffsetDateTime::UNIX_EPOCH + Duration::HOUR] {
+            assert!(trusted(&Pki::made_at(made).unwrap(), made));
+        }
     }
 }

@@ -57,6 +57,14 @@ pub enum Refused {
         /// What it is locked to.
         locked_to: bool,
     },
+    /// It has these feature gates on, and some that they depend on are off.
+    #[non_exhaustive]
+    FeatureGateDependency {
+        /// Those that are on.
+        names: Vec<String>,
+        /// Those that are off.
+        needs: Vec<String>,
+    },
     /// It has no such API: no such group, or no such version of it.
     #[non_exhaustive]
     Api {
@@ -106,7 +114,9 @@ impl Refusal {
                 self.near = near_apis(name);
                 return;
             }
-            Refused::Value { .. } | Refused::LockedFeatureGate { .. } => return,
+            Refused::Value { .. }
+            | Refused::LockedFeatureGate { .. }
+            | Refused::FeatureGateDependency { .. } => return,
         };
         self.near = near(name, known);
     }
@@ -155,6 +165,11 @@ impl Display for Refusal {
                 write!(f, " does not let feature gate {name} be turned")?;
                 format!("it is locked to {locked_to} in this version; leave it out")
             }
+            Refused::FeatureGateDependency { names, needs } => {
+                let (names, needs) = (enumerated(names), enumerated(needs));
+                write!(f, " does not let feature gate {names} be on while {needs} is off")?;
+                format!("turn {needs} on, or {names} off as well")
+            }
             Refused::Api { name } => {
                 write!(f, " has no API {name}")?;
                 "write `group/version`, `v1`, or `api/all`, `api/ga`, `api/beta`, `api/alpha`; \
@@ -196,12 +211,38 @@ pub(crate) fn refused(log: &str) -> Option<Refused> {
 }
 
 fn gate(line: &str) -> Option<Refused> {
+    if let Some(refused) = dependency(line) {
+        return Some(refused);
+    }
     if let Some(rest) = after(line, "unrecognized feature gate: ") {
         return Some(Refused::FeatureGate { name: first_name(rest)? });
     }
     let (name, rest) = after(line, "cannot set feature gate ")?.split_once(" to ")?;
     let locked_to = after(rest, "locked to ")?.starts_with("true");
     Some(Refused::LockedFeatureGate { name: name.to_owned(), locked_to })
+}
+
+/// `[A is enabled, but depends on features that are disabled: [B C], D is …]`, in any order.
+fn dependency(line: &str) -> Option<Refused> {
+    let mark = " is enabled, but depends on features that are disabled: [";
+    let mut parts = line.split(mark);
+    let last_word = |text: &str| Some(text.rsplit([' ', '[', '"']).next()?.to_owned());
+    let mut names = vec![last_word(parts.next()?)?];
+    let mut needs = Vec::new();
+    for part in parts {
+        let (disabled, rest) = part.split_once(']')?;
+        needs.extend(disabled.split(' ').map(str::to_owned));
+        // The last one is followed by no other.
+        names.extend(last_word(rest).filter(|_| rest.starts_with(", ")));
+    }
+    if needs.is_empty() {
+        return None;
+    }
+    for list in [&mut names, &mut needs] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    Some(Refused::FeatureGateDependency { names, needs })
 }
 
 fn api(line: &str) -> Option<Refused> {
@@ -237,6 +278,14 @@ fn flag(line: &str) -> Option<Refused> {
         value: value.to_owned(),
         why: why.trim_end_matches('.').to_owned(),
     })
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn enumerated(names: &[String]) -> String {
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => names.concat(),
+    }
 }
 
 fn after<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
@@ -380,6 +429,17 @@ mod tests {
     #[case(
         r#"E1129 08:22:32.5 1 run.go:72] "command failed" err="cannot set feature gate A to false, feature is locked to true""#,
         Refused::LockedFeatureGate { name: "A".into(), locked_to: true }
+    )]
+    #[case(
+        r#"E1129 12:16:53.8 1 run.go:72] "command failed" err="[B is enabled, but depends on features that are disabled: [Z Y], A is enabled, but depends on features that are disabled: [Y]]""#,
+        Refused::FeatureGateDependency {
+            names: vec!["A".into(), "B".into()],
+            needs: vec!["Y".into(), "Z".into()],
+        }
+    )]
+    #[case(
+        r#"E1129 12:16:53.8 1 run.go:72] "command failed" err="A is enabled, but depends on features that are disabled: [Y]""#,
+        Refused::FeatureGateDependency { names: vec!["A".into()], needs: vec!["Y".into()] }
     )]
     #[case(
         r#"E1129 08:22:33.288391   28326 run.go:72] "command failed" err="unknown api groups nope/v1""#,

@@ -6,7 +6,9 @@ mod world;
 mod any_server;
 #[cfg(feature = "container")]
 mod container;
+mod crowd;
 mod exploring;
+mod faults;
 mod fences;
 mod lag;
 mod life;

@@ -4,15 +4,13 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{Api, PostParams};
 use laggard::Plane;
-use laggard::assets::{Binary, Wanted};
+use laggard::assets::{Binary, Minor, Wanted};
 use laggard::plane::{
     AuditLevel, AuditPolicy, AuditStage, BackendKind, Controller, Flags, PlaneBuilder, Refused,
     StartErrorKind,
 };
 use rstest::rstest;
 use serde_json::json;
-
-use crate::minors::is_here;
 
 /// A builder of this backend; `None` where it cannot be, which has been said.
 pub(crate) async fn on(backend: BackendKind) -> Option<PlaneBuilder> {
@@ -75,45 +73,59 @@ async fn a_typo_in_a_flag_is_one_error_that_says_what_was_meant(
     Ok(())
 }
 
-#[rstest]
+laggard::minors! {
+    #[rstest]
+    #[tokio::test]
+    async fn each_minor_refuses_what_it_does_not_know(minor: Minor) -> Result<()> {
+        let builder = || Plane::builder().kubernetes(minor);
+        for (builder, meant) in [
+            (
+                builder().apiserver_flags(Flags::new().set("max-requests-inflight", "many")),
+                "does not take \"many\" for --max-requests-inflight",
+            ),
+            (
+                builder().feature_gate("APIServerIdentiti", true),
+                "has no feature gate APIServerIdentiti; did you mean APIServerIdentity?",
+            ),
+            (builder().runtime_config("app/v1", true), "has no API app/v1; did you mean apps/v1?"),
+            (builder().runtime_config("apps/v9", true), "has no API apps/v9; write"),
+            (builder().runtime_config("api/gamma", true), "has no API api/gamma"),
+            (
+                builder().enable_admission_plugin("AlwaysPullImage"),
+                "has no admission plugin AlwaysPullImage; did you mean AlwaysPullImages?",
+            ),
+            (
+                builder().disable_admission_plugin("Podsecurty"),
+                "has no admission plugin Podsecurty; did you mean PodSecurity?",
+            ),
+            (
+                builder().etcd_flags(Flags::new().set("heartbeat-interval", "x")),
+                "does not take \"x\" for --heartbeat-interval",
+            ),
+        ] {
+            let (_, _, text) = refusal_of(builder).await?;
+            ensure!(text.contains(meant), "{meant:?} is missing in:\n{text}");
+            let named = [format!("kube-apiserver {minor}."), "etcd 3.".to_owned()];
+            ensure!(named.iter().any(|named| text.contains(named)), "{text}");
+        }
+        Ok(())
+    }
+}
+
+/// 1.34 has no such check.
 #[tokio::test]
-async fn each_minor_refuses_what_it_does_not_know(
-    #[values("1.34", "1.35", "1.36", "1.37")] minor: &str,
-) -> Result<()> {
-    if !is_here(minor).await? {
-        return Ok(());
-    }
-    let builder = || Plane::builder().kubernetes(minor);
-    for (builder, meant) in [
-        (
-            builder().apiserver_flags(Flags::new().set("max-requests-inflight", "many")),
-            "does not take \"many\" for --max-requests-inflight",
-        ),
-        (
-            builder().feature_gate("APIServerIdentiti", true),
-            "has no feature gate APIServerIdentiti; did you mean APIServerIdentity?",
-        ),
-        (builder().runtime_config("app/v1", true), "has no API app/v1; did you mean apps/v1?"),
-        (builder().runtime_config("apps/v9", true), "has no API apps/v9; write"),
-        (builder().runtime_config("api/gamma", true), "has no API api/gamma"),
-        (
-            builder().enable_admission_plugin("AlwaysPullImage"),
-            "has no admission plugin AlwaysPullImage; did you mean AlwaysPullImages?",
-        ),
-        (
-            builder().disable_admission_plugin("Podsecurty"),
-            "has no admission plugin Podsecurty; did you mean PodSecurity?",
-        ),
-        (
-            builder().etcd_flags(Flags::new().set("heartbeat-interval", "x")),
-            "does not take \"x\" for --heartbeat-interval",
-        ),
-    ] {
-        let (_, _, text) = refusal_of(builder).await?;
-        ensure!(text.contains(meant), "{meant:?} is missing in:\n{text}");
-        let named = [format!("kube-apiserver {minor}."), "etcd 3.".to_owned()];
-        ensure!(named.iter().any(|named| text.contains(named)), "{text}");
-    }
+async fn a_gate_that_depends_on_one_that_is_off_is_told_with_it() -> Result<()> {
+    let builder = Plane::builder().kubernetes("1.37").feature_gate("PodLevelResources", false);
+    let (refused, _, text) = refusal_of(builder).await?;
+    let Refused::FeatureGateDependency { names, needs, .. } = refused else {
+        anyhow::bail!("{refused:?}");
+    };
+    ensure!(names.contains(&"PodLevelResourcesFixDefaulting".to_owned()), "{names:?}");
+    ensure!(needs == ["PodLevelResources"], "{needs:?}");
+    ensure!(
+        text.contains("be on while PodLevelResources is off; turn PodLevelResources on"),
+        "{text}"
+    );
     Ok(())
 }
 
@@ -129,31 +141,28 @@ async fn a_typo_in_a_removal_is_told_too() -> Result<()> {
     Ok(())
 }
 
-/// `feature_gate` hands a gate to both servers, since both are made with the same ones.
-#[rstest]
-#[tokio::test]
-async fn both_servers_know_the_same_gates(
-    #[values("1.34", "1.35", "1.36", "1.37")] minor: &str,
-) -> Result<()> {
-    if !is_here(minor).await? {
-        return Ok(());
+laggard::minors! {
+    /// `feature_gate` hands a gate to both servers, since both are made with the same ones.
+    #[rstest]
+    #[tokio::test]
+    async fn both_servers_know_the_same_gates(minor: Minor) -> Result<()> {
+        let servers = [Binary::KubeApiserver, Binary::KubeControllerManager];
+        let assets = Wanted::kubernetes(minor).binaries(servers).get(|_| ()).await?;
+        let mut gates = Vec::new();
+        for server in servers {
+            let help = std::process::Command::new(assets.path(server)?).arg("--help").output()?;
+            let help = String::from_utf8(help.stdout)?;
+            let mut own: Vec<_> = help
+                .lines()
+                .filter_map(|line| Some(line.split_once("=true|false (")?.0.trim().to_owned()))
+                .collect();
+            own.sort();
+            ensure!(own.len() > 50, "{server}: {own:?}");
+            gates.push(own);
+        }
+        ensure!(gates[0] == gates[1], "{gates:#?}");
+        Ok(())
     }
-    let servers = [Binary::KubeApiserver, Binary::KubeControllerManager];
-    let assets = Wanted::kubernetes(minor).binaries(servers).get(|_| ()).await?;
-    let mut gates = Vec::new();
-    for server in servers {
-        let help = std::process::Command::new(assets.path(server)?).arg("--help").output()?;
-        let help = String::from_utf8(help.stdout)?;
-        let mut own: Vec<_> = help
-            .lines()
-            .filter_map(|line| Some(line.split_once("=true|false (")?.0.trim().to_owned()))
-            .collect();
-        own.sort();
-        ensure!(own.len() > 50, "{server}: {own:?}");
-        gates.push(own);
-    }
-    ensure!(gates[0] == gates[1], "{gates:#?}");
-    Ok(())
 }
 
 #[rstest]

@@ -202,7 +202,7 @@ fn widgets(group: &str) -> CustomResourceDefinition {
 }
 
 /// The plane's directory, which is not part of the API: beside the logs.
-fn directory_of(plane: &Plane) -> Result<PathBuf> {
+pub(crate) fn directory_of(plane: &Plane) -> Result<PathBuf> {
     let logs = plane.logs().context("no logs")?;
     let id = logs.file_name().context("no id")?;
     let base = logs.parent().and_then(Path::parent).context("no base")?;
@@ -210,7 +210,7 @@ fn directory_of(plane: &Plane) -> Result<PathBuf> {
 }
 
 /// The servers of a plane: whatever works in its directory.
-fn processes_of(directory: &Path) -> Vec<i32> {
+pub(crate) fn processes_of(directory: &Path) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
@@ -250,7 +250,7 @@ fn listening(pid: i32) -> Result<Vec<String>> {
 }
 
 /// Another process's doing: there is no event that reaches us.
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let begun = std::time::Instant::now();
     while !condition() {
         ensure!(begun.elapsed() < Duration::from_secs(10), "waited in vain for {what}");

@@ -12,7 +12,7 @@ use kube::api::{Api, DynamicObject};
 use kube::runtime::wait::await_condition;
 use kube::{Client, ResourceExt as _};
 use laggard::Plane;
-use laggard::assets::{Binary, Wanted};
+use laggard::assets::{Binary, Minor, Wanted};
 use laggard::plane::{BackendKind, Controller, PlaneBuilder, Readiness, StartErrorKind, Template};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -162,41 +162,50 @@ async fn without_a_template_there_are_no_default_roles_yet() -> Result<()> {
     Ok(())
 }
 
-/// The rules that we fill in are those that the controller of Kubernetes fills in, in the same order.
-#[rstest]
-#[tokio::test]
-async fn aggregated_roles_are_as_the_real_controller_makes_them(
-    #[values("1.34", "1.35", "1.36", "1.37")] minor: &str,
-) -> Result<()> {
-    if !crate::minors::is_here(minor).await? {
-        return Ok(());
-    }
-    let plane = async |template| {
+laggard::minors! {
+    #[rstest]
+    #[tokio::test]
+    async fn everything_is_there_on_each_minor(minor: Minor) -> Result<()> {
         let builder = Plane::builder().kubernetes(minor).backend(BackendKind::Process);
-        builder.controllers([Controller::ClusterRoleAggregation]).template(template).start().await
-    };
-    let (real, ours) = (plane(Template::Off).await?, plane(Template::Defaults).await?);
-    let filled = Api::<ClusterRole>::all(ours.client()?).list(&Default::default()).await?;
-    let aggregated = filled.into_iter().filter(|role| role.aggregation_rule.is_some());
-    let mut compared = 0;
-    for role in aggregated {
-        ensure!(role.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "{}", role.name_any());
-        // The controller fills them one by one, and some of them again when a part of theirs is filled.
-        let api: Api<ClusterRole> = Api::all(real.client()?);
-        let name = role.name_any();
-        let same = await_condition(api.clone(), &name, |it: Option<&ClusterRole>| {
-            it.is_some_and(|it| it.rules == role.rules)
-        });
-        if tokio::time::timeout(Duration::from_secs(30), same).await.is_err() {
-            let last = api.get(&name).await?;
-            bail!("{name}: {}\n{}", json!(last.rules), json!(role.rules));
-        }
-        compared += 1;
+        let plane = project(builder).template(Template::Documents).start().await?;
+        is_complete(&plane).await?;
+        plane.stop().await?;
+        Ok(())
     }
-    ensure!(compared >= 3, "{compared}");
-    real.stop().await?;
-    ours.stop().await?;
-    Ok(())
+}
+
+laggard::minors! {
+    /// The rules that we fill in are those that the controller of Kubernetes fills in, in the same order.
+    #[rstest]
+    #[tokio::test]
+    async fn aggregated_roles_are_as_the_real_controller_makes_them(minor: Minor) -> Result<()> {
+        let plane = async |template| {
+            let builder = Plane::builder().kubernetes(minor).backend(BackendKind::Process);
+            builder.controllers([Controller::ClusterRoleAggregation]).template(template).start().await
+        };
+        let (real, ours) = (plane(Template::Off).await?, plane(Template::Defaults).await?);
+        let filled = Api::<ClusterRole>::all(ours.client()?).list(&Default::default()).await?;
+        let aggregated = filled.into_iter().filter(|role| role.aggregation_rule.is_some());
+        let mut compared = 0;
+        for role in aggregated {
+            ensure!(role.rules.as_ref().is_some_and(|rules| !rules.is_empty()), "{}", role.name_any());
+            // The controller fills them one by one, and some of them again when a part of theirs is filled.
+            let api: Api<ClusterRole> = Api::all(real.client()?);
+            let name = role.name_any();
+            let same = await_condition(api.clone(), &name, |it: Option<&ClusterRole>| {
+                it.is_some_and(|it| it.rules == role.rules)
+            });
+            if tokio::time::timeout(Duration::from_secs(30), same).await.is_err() {
+                let last = api.get(&name).await?;
+                bail!("{name}: {}\n{}", json!(last.rules), json!(role.rules));
+            }
+            compared += 1;
+        }
+        ensure!(compared >= 3, "{compared}");
+        real.stop().await?;
+        ours.stop().await?;
+        Ok(())
+    }
 }
 
 #[rstest]

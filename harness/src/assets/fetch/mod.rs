@@ -350,10 +350,7 @@ struct Tries {
 
 fn judge(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     let status = response.status();
-    let pause = response
-        .headers()
-        .get(header::RETRY_AFTER)
-        .and_then(|value| pause_asked_for(value.to_str().ok()?, time::OffsetDateTime::now_utc()));
+    let pause = pause_asked_for(response.headers(), time::OffsetDateTime::now_utc());
     let problem = format!("the server answered {status}");
     match status {
         status if status.is_success() => Ok(response),
@@ -380,14 +377,21 @@ fn judge(response: Response<Incoming>) -> Result<Response<Incoming>, Failure> {
     }
 }
 
-/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
-fn pause_asked_for(text: &str, now: time::OffsetDateTime) -> Option<Duration> {
+/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3), which is counted from the date of the answer,
+/// if it has one: our own clock, at `now`, may be another than the server's, and may jump.
+fn pause_asked_for(headers: &HeaderMap, now: time::OffsetDateTime) -> Option<Duration> {
+    let said = |name| headers.get(name)?.to_str().ok();
+    let text = said(header::RETRY_AFTER)?;
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822);
+    let now = said(header::DATE).and_then(date).unwrap_or(now);
     // A date that has passed: now.
-    Some((date.ok()? - now).try_into().unwrap_or_default())
+    Some((date(text)? - now).try_into().unwrap_or_default())
+}
+
+fn date(text: &str) -> Option<time::OffsetDateTime> {
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc2822).ok()
 }
 
 /// An error with its sources: hyper says what happened in the last one.

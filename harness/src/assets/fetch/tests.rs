@@ -271,9 +271,20 @@ fn without_a_network_there_is_nothing_that_could_open_a_connection() {
 #[test]
 fn the_pause_asked_for_is_seconds_or_a_date() {
     let now = time::OffsetDateTime::from_unix_timestamp(1_795_593_600).unwrap();
-    let pause = |text| pause_asked_for(text, now);
+    let headers =
+        |text: &str| http::HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().unwrap())]);
+    let pause = |text| pause_asked_for(&headers(text), now);
     assert_eq!(pause("120"), Some(Duration::from_secs(120)));
     assert_eq!(pause("Wed, 25 Nov 2026 08:01:30 GMT"), Some(Duration::from_secs(90)));
     assert_eq!(pause("Wed, 25 Nov 2026 07:00:00 GMT"), Some(Duration::ZERO));
     assert_eq!(pause("soon"), None);
+    assert_eq!(pause_asked_for(&http::HeaderMap::new(), now), None);
+
+    // The server's clock counts, whatever ours says.
+    let mut dated = headers("Wed, 25 Nov 2026 08:01:30 GMT");
+    dated.insert(header::DATE, "Wed, 25 Nov 2026 08:01:00 GMT".parse().unwrap());
+    for jump in [-365, 0, 365] {
+        let pause = pause_asked_for(&dated, now + time::Duration::days(jump));
+        assert_eq!(pause, Some(Duration::from_secs(30)), "{jump} days");
+    }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::{Known, Store, make_writable};
 use crate::assets::event::OnEvent;
@@ -133,7 +134,7 @@ impl Store {
                 }
             }
         }
-        for directory in self.abandoned() {
+        for directory in self.abandoned(SystemTime::now()) {
             removed.push(Removed { size_bytes: size(&directory), path: directory.clone() });
             if prune == Prune::Remove {
                 self.forgive_absence(fs::remove_dir_all(directory))?;
