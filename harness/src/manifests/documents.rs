@@ -25,13 +25,13 @@ pub(crate) enum DocumentError {
 /// Applies documents in their order, server-side, as `laggard`; a namespaced one without a namespace goes to `default`.
 ///
 /// Has no limit of its own.
-pub(crate) async fn apply<'a>(
+pub(crate) async fn apply(
     client: &Client,
-    documents: impl IntoIterator<Item = &'a DynamicObject>,
+    documents: &[&DynamicObject],
 ) -> Result<(), DocumentError> {
     let mut kinds: HashMap<GroupVersionKind, (kube::core::ApiResource, ApiCapabilities)> =
         HashMap::new();
-    for (index, document) in documents.into_iter().enumerate() {
+    for (index, document) in documents.iter().enumerate() {
         let number = index + 1;
         let types =
             document.types.as_ref().and_then(|types| GroupVersionKind::try_from(types).ok());

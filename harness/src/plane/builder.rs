@@ -440,8 +440,8 @@ impl PlaneBuilder {
             attempt.answer.set("applying documents");
             watched(launched.backend(), async {
                 let applied = match have_documents {
-                    true => apply(&client, self.documents_of_each_time()).await,
-                    false => apply(&client, &self.documents).await,
+                    true => apply(&client, &self.documents_of(true)).await,
+                    false => apply(&client, &self.documents.iter().collect::<Vec<_>>()).await,
                 };
                 applied.map_err(|error| StartErrorKind::Documents { source: Box::new(error) })
             })

@@ -135,9 +135,9 @@ impl PlaneBuilder {
         self
     }
 
-    /// The documents that no template has.
-    pub(super) fn documents_of_each_time(&self) -> impl Iterator<Item = &DynamicObject> {
-        self.documents.iter().filter(|document| is_of_each_time(document))
+    /// The documents that no template has, or all others.
+    pub(super) fn documents_of(&self, each_time: bool) -> Vec<&DynamicObject> {
+        self.documents.iter().filter(|document| is_of_each_time(document) == each_time).collect()
     }
 
     /// The template for this plane: kept, or made now. `None` where none is asked for or none can be kept.
@@ -239,8 +239,7 @@ impl PlaneBuilder {
         let mut documents = Keys::new();
         if self.template == Template::Documents {
             plane.install_crds(&self.crds).await?;
-            let templated = self.documents.iter().filter(|document| !is_of_each_time(document));
-            crate::manifests::apply(&client, templated)
+            crate::manifests::apply(&client, &self.documents_of(false))
                 .await
                 .map_err(|error| PlaneError::new(attempt, error))?;
             documents = plane.moment().await?.into_keys();
