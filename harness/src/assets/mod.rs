@@ -50,6 +50,7 @@ pub use error::{AssetError, NotFound, UnknownVersion};
 pub use event::Event;
 pub use minor::Minor;
 pub use selector::Selector;
+pub(crate) use store::StoreLock;
 pub use store::{Checked, Prune, Removed, Store, Verdict};
 pub use version::Version;
 pub use wanted::{Known, Listing, Wanted};

@@ -27,7 +27,7 @@ use super::process::ProcessBackend;
 use super::ready::Probe;
 use super::refusal::{self, Refusal, Refused};
 use super::settings::{AUDIT_POLICY, Named};
-use super::template::{self, Seed, Template};
+use super::template::{self, Plan, Template};
 use super::{BackendKind, Plane, Readiness, Timings};
 use crate::assets::{Assets, Binary, Wanted};
 use crate::manifests::{apply, install_crds, until_served};
@@ -38,6 +38,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A port is held against strangers, so a clash is very rare; nothing else is tried twice.
 const PORT_TRIES: usize = 3;
+
+/// An etcd that an API server has begun to use takes the template in some tens of milliseconds.
+const SOWN_WITHIN: Duration = Duration::from_secs(2);
 
 /// A plane that is described but does not exist yet.
 ///
@@ -215,7 +218,8 @@ impl PlaneBuilder {
         let programs =
             self.programs(settings.backend).await.map_err(|kind| attempt.failed(kind))?;
         timings.assets = begun.elapsed();
-        let seed = self.seed(programs.identity().as_deref()).await?;
+        let identity = programs.identity();
+        let plan = self.plan(identity.as_deref(), settings.start_timeout / 2).await;
         timings.template = begun.elapsed() - timings.assets;
 
         attempt.step = Step::Preparation;
@@ -245,8 +249,7 @@ impl PlaneBuilder {
             .map_err(|kind| attempt.failed(kind))?;
         timings.preparation = attempt.begun.elapsed();
 
-        let come_up =
-            self.come_up(&mut launched, &pki, &tuning, seed.as_ref(), &mut attempt, &mut timings);
+        let come_up = self.come_up(&mut launched, &pki, &tuning, plan, &mut attempt, &mut timings);
         let result = match tokio::time::timeout_at(deadline, come_up).await {
             Ok(result) => result,
             Err(_) => Err(StartErrorKind::TimedOut { limit }),
@@ -340,17 +343,22 @@ impl PlaneBuilder {
         launched: &mut Launched,
         pki: &Pki,
         tuning: &Tuning,
-        mut seed: Option<&Seed>,
+        plan: Plan,
         attempt: &mut Attempt,
         timings: &mut Timings,
     ) -> Result<(Config, serde_json::Value, Option<i64>), StartErrorKind> {
         attempt.step = Step::Launch;
         let begun = Instant::now();
+        let (seed, mut making) = match plan {
+            Plan::Without => (None, None),
+            Plan::Sow(seed) => (Some(seed), None),
+            Plan::Make(making) => (None, Some(making)),
+        };
         if let Some(policy) = &self.named.audit {
             launched.add_file(AUDIT_POLICY, policy.to_text())?;
         }
         let mut tries = 0;
-        let (config, kubeconfig) = loop {
+        let (config, kubeconfig, probe, is_sown) = loop {
             tries += 1;
             let servers = self.servers(launched.surroundings(), tuning);
             for server in &servers {
@@ -373,21 +381,39 @@ impl PlaneBuilder {
                 Ok(attempt.answer.follow(&probe, probe.ready(self.readiness)).await)
             });
             // etcd answers long before the API server asks it for any of this.
-            match futures::join!(waited, template::sow(seed, etcd.as_ref())) {
-                (Ok(reached), sown) => {
-                    seed = seed.filter(|_| sown);
+            let mut sowing = std::pin::pin!(template::sow(seed.as_ref(), etcd.as_ref()));
+            let mut sown = None;
+            let waited = {
+                let mut waited = std::pin::pin!(waited);
+                tokio::select! {
+                    biased;
+                    waited = &mut waited => waited,
+                    done = &mut sowing => {
+                        sown = Some(done);
+                        waited.await
+                    }
+                }
+            };
+            match waited {
+                Ok(reached) => {
+                    let is_sown = match sown {
+                        Some(sown) => sown,
+                        // Its gateway may be off, which the API server does not need.
+                        None => tokio::time::timeout(SOWN_WITHIN, sowing).await.unwrap_or(false),
+                    };
                     timings.listening = waiting_since + reached.listening;
                     timings.tls = waiting_since + reached.tls;
                     timings.ready = begun.elapsed();
-                    break (config, kubeconfig);
+                    break (config, kubeconfig, probe, is_sown);
                 }
-                (Err(kind), _) if tries < PORT_TRIES && launched.lost_its_port().await => {
+                Err(kind) if tries < PORT_TRIES && launched.lost_its_port().await => {
                     tracing::warn!(error = %kind, "the port was taken meanwhile; trying another");
                     launched.take_another_port().await?;
                 }
-                (Err(kind), _) => return Err(kind),
+                Err(kind) => return Err(kind),
             }
         };
+        let seed = seed.filter(|_| is_sown);
         let client = crate::connect::client(&config)
             .map_err(|error| StartErrorKind::request("make a client", error))?;
 
@@ -413,6 +439,17 @@ impl PlaneBuilder {
             watched(launched.backend(), template::until_authorized(&client)).await?;
         }
         timings.namespace = begun.elapsed();
+        let etcd = launched.backend().etcd();
+        if let Some(it) = &mut making {
+            let begun = Instant::now();
+            attempt.answer.set("waiting for the default objects, for a template");
+            let read = watched(launched.backend(), async {
+                Ok(it.read_defaults(&probe, &client, etcd.as_ref()).await)
+            });
+            let read = read.await?;
+            making = making.filter(|_| read);
+            timings.template += begun.elapsed();
+        }
 
         let have_documents = seed.is_some_and(|seed| seed.has_documents);
         if !self.crds.is_empty() {
@@ -434,20 +471,25 @@ impl PlaneBuilder {
             timings.crds = begun.elapsed();
         }
 
-        if !self.documents.is_empty() {
-            attempt.step = Step::Documents;
-            let begun = Instant::now();
-            attempt.answer.set("applying documents");
-            watched(launched.backend(), async {
-                let applied = match have_documents {
-                    true => apply(&client, &self.documents_of(true)).await,
-                    false => apply(&client, &self.documents.iter().collect::<Vec<_>>()).await,
-                };
-                applied.map_err(|error| StartErrorKind::Documents { source: Box::new(error) })
-            })
-            .await?;
-            timings.documents = begun.elapsed();
-        }
+        let is_made = making.is_some();
+        let (first, rest) = match (have_documents, is_made) {
+            (true, _) => (Vec::new(), self.documents_of(true)),
+            (false, true) => (self.documents_of(false), self.documents_of(true)),
+            (false, false) => (self.documents.iter().collect(), Vec::new()),
+        };
+        attempt.step = Step::Documents;
+        let begun = Instant::now();
+        attempt.answer.set("applying documents");
+        watched(launched.backend(), async {
+            let refused = |error| StartErrorKind::Documents { source: Box::new(error) };
+            apply(&client, &first).await.map_err(refused)?;
+            if let Some(making) = making {
+                making.keep(etcd.as_ref()).await;
+            }
+            apply(&client, &rest).await.map_err(refused)
+        })
+        .await?;
+        timings.documents = begun.elapsed();
 
         if !self.controllers.is_empty() {
             attempt.step = Step::Controllers;

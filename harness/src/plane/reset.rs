@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Plane, PlaneError, Readiness, ready::Probe};
 use crate::manifests::{tells_resource, tells_version};
-use crate::world::{Difference, Keys, Registry, WorldError, directory_of};
+use crate::world::{Difference, Registry, WorldError, directory_of};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -41,10 +41,6 @@ impl PlaneMoment {
     #[must_use]
     pub fn objects(&self) -> usize {
         self.registry.len()
-    }
-
-    pub(super) fn into_keys(self) -> Keys {
-        self.registry.into_keys()
     }
 }
 

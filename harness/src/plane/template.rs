@@ -21,16 +21,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
+use super::Readiness;
 use super::builder::PlaneBuilder;
-use super::error::{StartError, StartErrorKind};
-use super::{Plane, PlaneError, Readiness};
-use crate::assets::{Store, hexadecimal};
+use super::error::StartErrorKind;
+use super::ready::Probe;
+use crate::assets::{Store, StoreLock, hexadecimal};
 use crate::text::chain;
-use crate::world::{EtcdAddress, Keys, directory_of};
+use crate::world::{EtcdAddress, Keys, Registry, directory_of};
 
 /// What a plane finds in its etcd when it starts, instead of making it.
 ///
-/// A template is made by the first start that needs it, which takes some three seconds longer, and is kept in the store of
+/// A template is made of the first plane that needs it, whose start takes some two seconds longer, and is kept in the store of
 /// binaries below `laggard/templates`. It belongs to the binaries, the flags, the gates and, where they are in it, the
 /// definitions and documents; a change of any of these makes another. It never has keys, secrets or tokens.
 ///
@@ -83,6 +84,9 @@ const LAST: [&str; 4] = [
     "/registry/roles/kube-system/system::leader-locking-kube-scheduler",
     "/registry/rolebindings/kube-system/system::leader-locking-kube-scheduler",
 ];
+
+/// A server makes its default objects within seconds.
+const DEFAULTS_LIMIT: Duration = Duration::from_secs(20);
 
 /// What the authorizer knows has no event to offer, so it is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
@@ -140,58 +144,49 @@ impl PlaneBuilder {
         self.documents.iter().filter(|document| is_of_each_time(document) == each_time).collect()
     }
 
-    /// The template for this plane: kept, or made now. `None` where none is asked for or none can be kept.
-    ///
-    /// # Errors
-    ///
-    /// If the plane that it is to be made from does not start: this one would not either.
-    pub(super) async fn seed(&self, identity: Option<&str>) -> Result<Option<Seed>, StartError> {
+    /// What the start of this plane does about a template. Waits for another process that makes the same one, up to the limit,
+    /// since that is over sooner than a start without it.
+    pub(super) async fn plan(&self, identity: Option<&str>, limit: Duration) -> Plan {
         let is_off = std::env::var(VARIABLE).is_ok_and(|value| value == "off");
         if is_off || self.template == Template::Off || self.readiness == Readiness::Full {
-            return Ok(None);
+            return Plan::Without;
         }
-        let Some(identity) = identity else { return Ok(None) };
+        let Some(identity) = identity else { return Plan::Without };
         let made_from = self.template_of(identity);
         let place = match Place::of(&made_from) {
             Ok(Some(place)) => place,
-            Ok(None) => return Ok(None),
+            Ok(None) => return Plan::Without,
             Err(error) => {
                 tracing::debug!(%error, "no template: there is no store to keep it in");
-                return Ok(None);
+                return Plan::Without;
             }
         };
         let has_documents = self.template == Template::Documents;
-        let seed = |keys| Seed { keys, has_documents };
         if let Some(keys) = place.read() {
-            return Ok(Some(seed(keys)));
+            return Plan::Sow(Seed { keys, has_documents });
         }
-        // Others who want the same wait here, and find it then.
-        let _lock = match place.store.lock_file(&place.name, "makes a template", &|_, _| {}).await {
-            Ok(lock) => lock,
-            Err(error) => {
+        let lock = place.store.lock_file(&place.name, "makes a template", &|_, _| {});
+        let lock = match tokio::time::timeout(limit, lock).await {
+            Ok(Ok(lock)) => lock,
+            Ok(Err(error)) => {
                 tracing::debug!(%error, "no template: it cannot be kept");
-                return Ok(None);
+                return Plan::Without;
+            }
+            Err(_) => {
+                tracing::warn!("no template: another process has been making it for {limit:?}");
+                return Plan::Without;
             }
         };
-        if let Some(keys) = place.read() {
-            return Ok(Some(seed(keys)));
-        }
-        let plane = Box::pin(self.plane_of_template().start()).await?;
-        let made = self.make(&plane).await;
-        if let Err(error) = plane.stop().await {
-            tracing::warn!(%error, "the plane of a template was not removed in full");
-        }
-        match made {
-            Ok(keys) => {
-                if let Err(error) = place.write(&made_from, &keys) {
-                    tracing::warn!(%error, path = %place.path().display(), "a template cannot be kept");
-                }
-                Ok(Some(seed(keys)))
-            }
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "no template: it cannot be made");
-                Ok(None)
-            }
+        match place.read() {
+            Some(keys) => Plan::Sow(Seed { keys, has_documents }),
+            None => Plan::Make(Box::new(Making {
+                place,
+                made_from,
+                has_documents,
+                limit: limit.min(DEFAULTS_LIMIT),
+                keys: Keys::new(),
+                _lock: lock,
+            })),
         }
     }
 
@@ -216,33 +211,69 @@ impl PlaneBuilder {
         }
         text
     }
+}
 
-    /// The same servers, with nothing that is the builder's own.
-    fn plane_of_template(&self) -> Self {
-        let mut plane = self.clone();
-        plane.controllers.clear();
-        plane.crds.clear();
-        plane.documents.clear();
-        plane.readiness = Readiness::Full;
-        plane.start_timeout = None;
-        plane.template = Template::Off;
-        plane.named = self.named.without_output();
-        plane
+/// What a start does about a template.
+pub(super) enum Plan {
+    /// The server makes everything itself.
+    Without,
+    /// It finds this.
+    Sow(Seed),
+    /// There is none yet: it is made of this plane, which then waits until its server has made everything.
+    Make(Box<Making>),
+}
+
+/// A template that is being made of the plane that is being started.
+pub(super) struct Making {
+    place: Place,
+    made_from: String,
+    has_documents: bool,
+    limit: Duration,
+    /// What was there before the documents.
+    keys: Keys,
+    _lock: StoreLock,
+}
+
+impl Making {
+    /// Waits until the server has made its default objects, and reads them; false if they do not come in time.
+    pub(super) async fn read_defaults(
+        &mut self,
+        probe: &Probe,
+        client: &Client,
+        etcd: Option<&EtcdAddress>,
+    ) -> bool {
+        let Some(etcd) = etcd else { return false };
+        let read = async {
+            probe.ready(Readiness::Full).await;
+            aggregate(client).await.map_err(|error| chain(&error))?;
+            Registry::read(etcd, None).await.map_err(|error| chain(&error))
+        };
+        let error = match tokio::time::timeout(self.limit, read).await {
+            Ok(Ok(registry)) => {
+                self.keys = registry.into_keys();
+                return true;
+            }
+            Ok(Err(error)) => error,
+            Err(_) => format!("not after {:?}; last: {}", self.limit, probe.last_answer()),
+        };
+        tracing::warn!(%error, "no template: the default objects cannot be read");
+        false
     }
 
-    async fn make(&self, plane: &Plane) -> Result<Vec<(String, Vec<u8>)>, PlaneError> {
-        let attempt = "make a template";
-        let client = plane.client()?;
-        aggregate(&client).await.map_err(|error| PlaneError::new(attempt, error))?;
-        let before = plane.moment().await?;
-        let mut keys = before.into_keys();
+    /// Keeps the template. The documents that belong into it are applied by now, and no others.
+    pub(super) async fn keep(self, etcd: Option<&EtcdAddress>) {
+        let Some(etcd) = etcd else { return };
+        if let Err(error) = self.try_to_keep(etcd).await {
+            tracing::warn!(%error, "a template cannot be kept");
+        }
+    }
+
+    async fn try_to_keep(self, etcd: &EtcdAddress) -> Result<(), String> {
+        let mut keys = self.keys;
         let mut documents = Keys::new();
-        if self.template == Template::Documents {
-            plane.install_crds(&self.crds).await?;
-            crate::manifests::apply(&client, &self.documents_of(false))
-                .await
-                .map_err(|error| PlaneError::new(attempt, error))?;
-            documents = plane.moment().await?.into_keys();
+        if self.has_documents {
+            let read = Registry::read(etcd, None).await.map_err(|error| chain(&error))?;
+            documents = read.into_keys();
             documents.retain(|key, value| keys.get(key) != Some(value));
         }
         keys.retain(|key, _| DEFAULTS.contains(&directory_of(key)));
@@ -251,10 +282,11 @@ impl PlaneBuilder {
             keys.into_iter().partition(|(key, _)| LAST.contains(&key.as_str()));
         let lacks = |directory| !ordered.iter().any(|(key, _)| directory_of(key) == directory);
         if last.len() != LAST.len() || DEFAULTS.into_iter().any(lacks) {
-            return Err(PlaneError::new(attempt, "its server does not have all default objects"));
+            return Err("the server does not have all default objects".to_owned());
         }
         ordered.extend(last);
-        Ok(ordered)
+        let written = self.place.write(&self.made_from, &ordered);
+        written.map_err(|error| format!("{}: {error}", self.place.path().display()))
     }
 }
 
