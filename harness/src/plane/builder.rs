@@ -216,10 +216,10 @@ impl PlaneBuilder {
         let settings = self.settings().map_err(|kind| attempt.failed(kind))?;
 
         let programs =
-            self.programs(settings.backend).await.map_err(|kind| attempt.failed(kind))?;
+            Box::pin(self.programs(settings.backend)).await.map_err(|kind| attempt.failed(kind))?;
         timings.assets = begun.elapsed();
         let identity = programs.identity();
-        let plan = self.plan(identity.as_deref(), settings.start_timeout / 2).await;
+        let plan = Box::pin(self.plan(identity.as_deref(), settings.start_timeout / 2)).await;
         timings.template = begun.elapsed() - timings.assets;
 
         attempt.step = Step::Preparation;
@@ -249,7 +249,9 @@ impl PlaneBuilder {
             .map_err(|kind| attempt.failed(kind))?;
         timings.preparation = attempt.begun.elapsed();
 
-        let come_up = self.come_up(&mut launched, &pki, &tuning, plan, &mut attempt, &mut timings);
+        // Whoever starts several at once has all of their futures on one stack, which is small in a thread of a test.
+        let come_up =
+            Box::pin(self.come_up(&mut launched, &pki, &tuning, plan, &mut attempt, &mut timings));
         let result = match tokio::time::timeout_at(deadline, come_up).await {
             Ok(result) => result,
             Err(_) => Err(StartErrorKind::TimedOut { limit }),
@@ -831,4 +833,16 @@ fn config_from(
     // What the server answered is what the test sees.
     config.default_retry = false;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a debug build it had grown so large that six at once were more than the stack of a thread.
+    #[test]
+    fn the_future_of_a_start_is_small() {
+        let size = size_of_val(&PlaneBuilder::default().start());
+        assert!(size < 8 * 1024, "{size} bytes");
+    }
 }
