@@ -64,6 +64,7 @@
 //! The servers' binaries are found where envtest's are, or built from their Go modules: see [`assets`].
 #![warn(missing_docs, clippy::exhaustive_enums)]
 
+mod ask;
 pub mod assets;
 pub mod barrier;
 pub mod check;

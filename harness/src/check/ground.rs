@@ -11,7 +11,7 @@ use kube::{
     Api, Client, Config,
     api::{DeleteParams, PostParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
 
 use super::{
@@ -20,6 +20,7 @@ use super::{
     world::SetUp,
 };
 use crate::{
+    ask::ask,
     connect::{Connector, Upstream},
     lag::{
         Lag,
@@ -345,8 +346,7 @@ impl Ground {
 
     /// Whether a resource can be listed.
     async fn list(&self, resource: &TapResource) -> Result<(), kube::Error> {
-        let list = http::Request::get(resource.path()).body(Vec::new());
-        self.client.request::<Value>(list.map_err(kube::Error::HttpError)?).await.map(drop)
+        ask(&self.client, http::Method::GET, &resource.path(), None).await.map(drop)
     }
 
     /// How many resources are followed.

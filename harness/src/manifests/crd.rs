@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
-use kube::core::{ApiResource, GroupVersionKind};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, CustomResourceDefinitionSpec,
+};
+use kube::api::{Api, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::{Client, Error, ResourceExt as _};
 use serde_json::json;
+
+use super::discovery::serves_resource;
 
 /// Between two tries to list a resource that is not served yet; it takes some 20 ms, and there is
 /// no event for it.
@@ -46,22 +49,9 @@ pub(crate) async fn until_served(
     definition: &CustomResourceDefinition,
 ) -> Result<(), Error> {
     for version in definition.spec.versions.iter().filter(|version| version.served) {
-        let kind = GroupVersionKind::gvk(
-            &definition.spec.group,
-            &version.name,
-            &definition.spec.names.kind,
-        );
-        let resource = ApiResource::from_gvk_with_plural(&kind, &definition.spec.names.plural);
-        let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-        loop {
-            match objects.list(&ListParams::default().limit(1)).await {
-                Ok(_) => break,
-                // Not served yet: the API server answers 404 in plain text.
-                Err(Error::Api(status)) if status.code == 404 => {
-                    tokio::time::sleep(LIST_INTERVAL).await;
-                }
-                Err(error) => return Err(error),
-            }
+        let CustomResourceDefinitionSpec { group, names, .. } = &definition.spec;
+        while !serves_resource(client, group, &version.name, &names.plural).await? {
+            tokio::time::sleep(LIST_INTERVAL).await;
         }
     }
     Ok(())

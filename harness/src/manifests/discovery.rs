@@ -1,10 +1,23 @@
-//! What a server tells about its custom resources to those who ask which there are.
+//! Which custom resources a server serves, and which it tells those of who ask.
 //!
 //! Discovery goes by other watches than the requests for objects do: a resource that can be listed need not be told of
 //! yet, and one that is gone may still be.
 
+use http::Method;
 use kube::{Client, Error};
 use serde_json::Value;
+
+use crate::ask::{ask, if_found};
+
+/// Whether a resource can be listed.
+pub(crate) async fn serves_resource(
+    client: &Client,
+    group: &str,
+    version: &str,
+    plural: &str,
+) -> Result<bool, Error> {
+    Ok(get(client, &format!("/apis/{group}/{version}/{plural}?limit=1")).await?.is_some())
+}
 
 /// Whether the resources of a version of a group are told, and this one among them.
 pub(crate) async fn tells_resource(
@@ -33,13 +46,6 @@ fn any(list: &Value, is_it: impl Fn(&Value) -> bool) -> bool {
     list.as_array().into_iter().flatten().any(is_it)
 }
 
-/// The answer, or `None` where there is nothing at that path.
 async fn get(client: &Client, path: &str) -> Result<Option<Value>, Error> {
-    let request = http::Request::get(path).body(Vec::new()).map_err(Error::HttpError)?;
-    match client.request(request).await {
-        Ok(answer) => Ok(Some(answer)),
-        // The API server answers 404 in plain text.
-        Err(Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(error),
-    }
+    if_found(ask(client, Method::GET, path, None).await)
 }

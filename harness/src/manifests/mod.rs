@@ -5,5 +5,5 @@ mod discovery;
 mod documents;
 
 pub(crate) use crd::{install_crds, until_served};
-pub(crate) use discovery::{tells_resource, tells_version};
+pub(crate) use discovery::{serves_resource, tells_resource, tells_version};
 pub(crate) use documents::apply;

@@ -39,9 +39,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// A port is held against strangers, so a clash is very rare; nothing else is tried twice.
 const PORT_TRIES: usize = 3;
 
-/// An etcd that an API server has begun to use takes the template in some tens of milliseconds.
-const SOWN_WITHIN: Duration = Duration::from_secs(2);
-
 /// A plane that is described but does not exist yet.
 ///
 /// # Example
@@ -360,7 +357,7 @@ impl PlaneBuilder {
             launched.add_file(AUDIT_POLICY, policy.to_text())?;
         }
         let mut tries = 0;
-        let (config, kubeconfig, probe, is_sown) = loop {
+        let (config, kubeconfig, probe, etcd, is_sown) = loop {
             tries += 1;
             let servers = self.servers(launched.surroundings(), tuning);
             for server in &servers {
@@ -383,30 +380,12 @@ impl PlaneBuilder {
                 Ok(attempt.answer.follow(&probe, probe.ready(self.readiness)).await)
             });
             // etcd answers long before the API server asks it for any of this.
-            let mut sowing = std::pin::pin!(template::sow(seed.as_ref(), etcd.as_ref()));
-            let mut sown = None;
-            let waited = {
-                let mut waited = std::pin::pin!(waited);
-                tokio::select! {
-                    biased;
-                    waited = &mut waited => waited,
-                    done = &mut sowing => {
-                        sown = Some(done);
-                        waited.await
-                    }
-                }
-            };
-            match waited {
-                Ok(reached) => {
-                    let is_sown = match sown {
-                        Some(sown) => sown,
-                        // Its gateway may be off, which the API server does not need.
-                        None => tokio::time::timeout(SOWN_WITHIN, sowing).await.unwrap_or(false),
-                    };
+            match template::sow_until(waited, seed.as_ref(), etcd.as_ref()).await {
+                Ok((reached, is_sown)) => {
                     timings.listening = waiting_since + reached.listening;
                     timings.tls = waiting_since + reached.tls;
                     timings.ready = begun.elapsed();
-                    break (config, kubeconfig, probe, is_sown);
+                    break (config, kubeconfig, probe, etcd, is_sown);
                 }
                 Err(kind) if tries < PORT_TRIES && launched.lost_its_port().await => {
                     tracing::warn!(error = %kind, "the port was taken meanwhile; trying another");
@@ -441,7 +420,6 @@ impl PlaneBuilder {
             watched(launched.backend(), template::until_authorized(&client)).await?;
         }
         timings.namespace = begun.elapsed();
-        let etcd = launched.backend().etcd();
         if let Some(it) = &mut making {
             let begun = Instant::now();
             attempt.answer.set("waiting for the default objects, for a template");
@@ -509,7 +487,7 @@ impl PlaneBuilder {
             .await?;
             timings.controllers = begun.elapsed();
         }
-        let start_revision = match (self.readiness, launched.backend().etcd()) {
+        let start_revision = match (self.readiness, etcd) {
             (Readiness::Full, Some(etcd)) => match Registry::present(&etcd).await {
                 Ok(revision) => Some(revision),
                 Err(error) => {

@@ -256,8 +256,7 @@ impl Backend for ProcessBackend {
 
     fn stop_servers(&mut self) -> BoxFuture<'_, ()> {
         async move {
-            let ends = self.servers.values_mut().map(|running| running.lifeline.kill());
-            futures::future::join_all(ends).await;
+            kill_all(self.servers.iter_mut()).await;
             futures::future::join_all(self.servers.values().map(Running::written)).await;
             self.servers.clear();
         }
@@ -293,7 +292,7 @@ impl Backend for ProcessBackend {
     }
 }
 
-async fn kill_all(servers: Vec<(&Binary, &mut Running)>) {
+async fn kill_all<'a>(servers: impl IntoIterator<Item = (&'a Binary, &'a mut Running)>) {
     futures::future::join_all(servers.into_iter().map(|(_, it)| it.lifeline.kill())).await;
 }
 

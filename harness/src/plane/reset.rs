@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use http::Method;
 use kube::{Client, client::ConfigExt as _};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Plane, PlaneError, Readiness, ready::Probe};
-use crate::manifests::{tells_resource, tells_version};
+use crate::ask::{ask, if_found, review};
+use crate::manifests::{serves_resource, tells_resource, tells_version};
 use crate::world::{Difference, Registry, WorldError, directory_of};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
@@ -255,11 +257,10 @@ impl Server {
         let back = has.iter().cloned().map(|it| (it, true));
         for (resource, served) in gone.chain(back) {
             let Resource { group, version, plural } = &resource;
-            let path = format!("/apis/{group}/{version}/{plural}?limit=1");
-            self.until(&format!("{path}, served: {served}"), || async {
-                let listed = is_found(self.request("GET", &path, &Value::Null).await)?;
-                Ok(listed == served
-                    && tells_resource(&self.client, group, version, plural).await? == served)
+            self.until(&format!("/apis/{group}/{version}/{plural}, served: {served}"), || async {
+                let client = &self.client;
+                Ok(serves_resource(client, group, version, plural).await? == served
+                    && tells_resource(client, group, version, plural).await? == served)
             })
             .await?;
         }
@@ -280,8 +281,8 @@ impl Server {
         let path = format!("/api/v1/namespaces/{name}/configmaps?dryRun=All");
         let map = json!({ "metadata": { "generateName": "laggard-" } });
         self.until(&format!("the namespace {name}, known: {is_there}"), || async {
-            let made = self.request("POST", &path, &map).await;
-            is_found(made).map(|found| found == is_there)
+            let made = ask(&self.client, Method::POST, &path, Some(&map)).await;
+            Ok(if_found(made)?.is_some() == is_there)
         })
         .await
     }
@@ -301,23 +302,22 @@ impl Server {
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name },
             "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
         });
-        let review = json!({ "spec": { "user": name, "resourceAttributes": {
+        let spec = json!({ "user": name, "resourceAttributes": {
             "group": "laggard.local", "resource": name, "verb": "get", "namespace": "default",
-        } } });
+        } });
         let (roles, bindings) =
             (format!("{root}{place}{roles}"), format!("{root}{place}{bindings}"));
-        self.request("POST", &roles, &role).await?;
-        self.request("POST", &bindings, &binding).await?;
+        let client = &self.client;
+        ask(client, Method::POST, &roles, Some(&role)).await?;
+        ask(client, Method::POST, &bindings, Some(&binding)).await?;
         for allowed in [true, false] {
             if !allowed {
                 for of in [&bindings, &roles] {
-                    self.request("DELETE", &format!("{of}/{name}"), &Value::Null).await?;
+                    ask(client, Method::DELETE, &format!("{of}/{name}"), None).await?;
                 }
             }
             self.until(&format!("the {kind} {name}, applied: {allowed}"), || async {
-                let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-                let answer = self.request("POST", path, &review).await?;
-                Ok((answer["status"]["allowed"] == true) == allowed)
+                Ok((review(client, &spec).await?["allowed"] == true) == allowed)
             })
             .await?;
         }
@@ -340,16 +340,6 @@ impl Server {
                 }
             }
         }
-    }
-
-    async fn request(&self, method: &str, path: &str, body: &Value) -> Result<Value, kube::Error> {
-        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(body);
-        self.client.request(request.map_err(kube::Error::HttpError)?).await
     }
 }
 
@@ -403,13 +393,4 @@ fn served(definition: &[u8]) -> Result<Vec<Resource>, serde_json::Error> {
             plural: names.plural.clone(),
         })
         .collect())
-}
-
-/// Whether it was there; any other refusal is an error.
-fn is_found(answer: Result<Value, kube::Error>) -> Result<bool, kube::Error> {
-    match answer {
-        Ok(_) => Ok(true),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-        Err(error) => Err(error),
-    }
 }

@@ -25,6 +25,7 @@ use super::Readiness;
 use super::builder::PlaneBuilder;
 use super::error::StartErrorKind;
 use super::ready::Probe;
+use crate::ask::review;
 use crate::assets::{Store, StoreLock, hexadecimal};
 use crate::text::chain;
 use crate::world::{EtcdAddress, Keys, Registry, directory_of};
@@ -62,12 +63,12 @@ pub enum Template {
 }
 
 /// Set to `off`, no plane has a template, whatever its builder says.
-pub(super) const VARIABLE: &str = "LAGGARD_TEMPLATE";
+const VARIABLE: &str = "LAGGARD_TEMPLATE";
 
 /// Changes whenever what is in a template does.
 const FORMAT: u32 = 2;
 
-/// As many templates are kept, the ones used or made last.
+/// As many templates are kept, the ones made last.
 const KEPT: usize = 16;
 
 /// Resources that an API server fills late.
@@ -88,11 +89,13 @@ const LAST: [&str; 4] = [
 /// A server makes its default objects within seconds.
 const DEFAULTS_LIMIT: Duration = Duration::from_secs(20);
 
+/// An etcd that an API server has begun to use takes the template in some tens of milliseconds.
+const SOWN_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the authorizer knows has no event to offer, so it is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The keys of a template, in the order in which they are written.
-#[derive(Clone, Debug)]
 pub(super) struct Seed {
     keys: Vec<(String, Vec<u8>)>,
     /// Whether the builder's definitions and documents are in it.
@@ -296,13 +299,33 @@ fn is_of_each_time(document: &DynamicObject) -> bool {
 
 /// Gives a starting etcd the keys of the template; false if that did not work, and the server has to make them. Has no limit
 /// of its own.
-pub(super) async fn sow(seed: Option<&Seed>, etcd: Option<&EtcdAddress>) -> bool {
+async fn sow(seed: Option<&Seed>, etcd: Option<&EtcdAddress>) -> bool {
     let (Some(seed), Some(etcd)) = (seed, etcd) else { return false };
     let sown = crate::world::seed(etcd, &seed.keys).await;
     if let Err(error) = &sown {
         tracing::warn!(error = %chain(error), "a plane starts without its template");
     }
     sown.is_ok()
+}
+
+/// Sows while the API server comes up, of which `ready` tells; false if the template is not there. An end of `ready` that
+/// is an error ends the sowing too: an etcd that has ended would be waited for in vain.
+pub(super) async fn sow_until<T, E>(
+    ready: impl Future<Output = Result<T, E>>,
+    seed: Option<&Seed>,
+    etcd: Option<&EtcdAddress>,
+) -> Result<(T, bool), E> {
+    let (mut ready, mut sowing) = (std::pin::pin!(ready), std::pin::pin!(sow(seed, etcd)));
+    tokio::select! {
+        biased;
+        reached = &mut ready => {
+            let reached = reached?;
+            // Its gateway may be off, which the API server does not need.
+            let sown = tokio::time::timeout(SOWN_WITHIN, sowing).await.unwrap_or(false);
+            Ok((reached, sown))
+        }
+        sown = &mut sowing => Ok((ready.await?, sown)),
+    }
 }
 
 /// Waits until the authorizer goes by what is in the template. Has no limit of its own.
@@ -316,20 +339,10 @@ pub(super) async fn until_authorized(client: &Client) -> Result<(), StartErrorKi
     } });
     for spec in [everybody, scheduler] {
         loop {
-            let review = json!({
-                "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
-            });
-            let request = http::Request::post("/apis/authorization.k8s.io/v1/subjectaccessreviews")
-                .header(http::header::CONTENT_TYPE, "application/json")
-                .body(review.to_string().into_bytes());
-            let ask = async {
-                let request = request.map_err(kube::Error::HttpError)?;
-                client.request::<serde_json::Value>(request).await
-            };
-            let answer = ask
+            let status = review(client, &spec)
                 .await
                 .map_err(|error| StartErrorKind::request("ask what a user may do", error))?;
-            if answer["status"]["allowed"] == true {
+            if status["allowed"] == true {
                 break;
             }
             tokio::time::sleep(ASK_AGAIN).await;

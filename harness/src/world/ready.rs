@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::try_join_all;
+use http::Method;
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use super::WorldError;
 use super::fork::World;
 use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES};
 use super::rbac::{Binding, Changes, Question, RoleRef, Rule, Subject, telling};
+use crate::ask::{ask, if_found, review};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -82,7 +84,7 @@ impl World {
         );
         let awaited = || format!("revision {revision} of {path}");
         loop {
-            match tokio::time::timeout_at(deadline, self.request(client, get(&query))).await {
+            match tokio::time::timeout_at(deadline, ask(client, Method::GET, &query, None)).await {
                 Ok(Ok(_)) => return Ok(()),
                 // The server waits for three seconds, says how far it is, and wants to be asked again.
                 Ok(Err(kube::Error::Api(status))) if status.code == 504 => {
@@ -101,14 +103,13 @@ impl World {
         answer: bool,
         deadline: Instant,
     ) -> Result<(), WorldError> {
-        let review = review(question, self.namespace());
+        let spec = spec(question, self.namespace());
         let mut last = Value::Null;
         loop {
-            let asked = self.request(client, post(REVIEWS, &review));
-            let text = || format!("the access review {}, allowed: {answer}", review["spec"]);
-            match tokio::time::timeout_at(deadline, asked).await {
-                Ok(Ok(given)) => {
-                    last = given["status"].clone();
+            let text = || format!("the access review {spec}, allowed: {answer}");
+            match tokio::time::timeout_at(deadline, review(client, &spec)).await {
+                Ok(Ok(status)) => {
+                    last = status;
                     if agrees(&last, answer, self.namespace()) {
                         return Ok(());
                     }
@@ -148,11 +149,9 @@ impl World {
     /// The rules of a ClusterRole, as far as they are needed; none if there is no such role.
     async fn cluster_role(&self, client: &Client, name: &str) -> Result<Vec<Rule>, WorldError> {
         let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}");
-        let role = match self.request(client, get(&path)).await {
-            Ok(role) => role,
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
-            Err(error) => return Err(self.asking(format!("get the ClusterRole {name}"), error)),
-        };
+        let role = if_found(ask(client, Method::GET, &path, None).await)
+            .map_err(|error| self.asking(format!("get the ClusterRole {name}"), error))?;
+        let Some(role) = role else { return Ok(Vec::new()) };
         let texts = |value: &Value| -> Vec<String> {
             let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
             texts.map(str::to_owned).collect()
@@ -165,14 +164,6 @@ impl World {
         });
         let rules = rules.filter(|rule| !rule.resources.is_empty());
         Ok(rules.take(RULES_OF_A_CLUSTER_ROLE).collect())
-    }
-
-    async fn request(
-        &self,
-        client: &Client,
-        request: Result<http::Request<Vec<u8>>, http::Error>,
-    ) -> Result<Value, kube::Error> {
-        client.request(request.map_err(kube::Error::HttpError)?).await
     }
 
     fn asking(&self, attempt: String, error: kube::Error) -> WorldError {
@@ -198,9 +189,8 @@ fn agrees(status: &Value, answer: bool, namespace: &str) -> bool {
     }
 }
 
-const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-
-fn review(question: &Question, namespace: &str) -> Value {
+/// What an access review is asked.
+fn spec(question: &Question, namespace: &str) -> Value {
     let (resource, subresource) =
         question.resource.split_once('/').unwrap_or((&question.resource, ""));
     let mut spec = json!({
@@ -217,9 +207,7 @@ fn review(question: &Question, namespace: &str) -> Value {
         Subject::User(user) => spec["user"] = json!(user),
         Subject::Group(group) => spec["groups"] = json!([group]),
     }
-    json!({
-        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
-    })
+    spec
 }
 
 /// The path of a collection in a namespace, or of all namespaces.
@@ -229,16 +217,6 @@ fn path(directory: &str, api_version: &str, plural: &str, namespace: &str) -> St
         NAMESPACES => format!("/{root}/{api_version}/{plural}"),
         _ => format!("/{root}/{api_version}/namespaces/{namespace}/{plural}"),
     }
-}
-
-fn get(path: &str) -> Result<http::Request<Vec<u8>>, http::Error> {
-    http::Request::get(path).body(Vec::new())
-}
-
-fn post(path: &str, body: &Value) -> Result<http::Request<Vec<u8>>, http::Error> {
-    http::Request::post(path)
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(body.to_string().into_bytes())
 }
 
 #[cfg(test)]

@@ -1,0 +1,40 @@
+//! Requests to an API server in plain JSON, for what needs no type.
+
+use http::Method;
+use kube::{Client, Error};
+use serde_json::{Value, json};
+
+/// Sends one request, with a body or without, and reads its answer.
+pub(crate) async fn ask(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Value, Error> {
+    let mut request = http::Request::builder().method(method).uri(path);
+    if body.is_some() {
+        request = request.header(http::header::CONTENT_TYPE, "application/json");
+    }
+    let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+    client.request(request.body(body).map_err(Error::HttpError)?).await
+}
+
+/// The answer, or `None` where there is nothing at that path; any other refusal is an error.
+pub(crate) fn if_found<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        // Where nothing is served yet, the API server says so in plain text, which has the code alone.
+        Err(Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The status of an access review: whether the authorizer allows what `spec` describes, and why.
+pub(crate) async fn review(client: &Client, spec: &Value) -> Result<Value, Error> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
+    });
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let mut answer = ask(client, Method::POST, path, Some(&review)).await?;
+    Ok(answer["status"].take())
+}
