@@ -9,6 +9,7 @@
 #![expect(clippy::print_stderr, reason = "and says what it leaves out")]
 
 mod figures;
+mod processes;
 mod subject;
 
 use std::env;
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use figures::{Figures, Limit, spread};
+use figures::{Figures, Limit, middle, spread};
 use subject::{Run, Subject, Wanted, ours};
 
 /// How many times each is taken.
@@ -119,9 +120,9 @@ impl Taken {
             let name = "full readiness and stop, containers against processes";
             figures.ratio(name, ratio, Limit::AtMost(1.6));
         }
-        let peak = middle(self.aged.iter().map(Run::peak));
+        let peak = middle(self.aged.iter().map(Run::peak).collect());
         figures.count("peak memory of the servers, median", peak, "MiB", Limit::None);
-        let own = middle(self.aged.iter().map(|it| it.own_peak));
+        let own = middle(self.aged.iter().map(|it| it.own_peak).collect());
         figures.count("peak memory of the process that has the plane", own, "MiB", Limit::None);
         if self.envtest_started.is_empty() {
             return Ok(figures);
@@ -137,9 +138,9 @@ impl Taken {
         figures.time("envtest: stop, median", median(&self.envtest_started, |it| it.stop), None);
         let created = median(&self.envtest_created, |it| it.up);
         figures.time("envtest: from nothing to a custom resource, median", created, None);
-        let peak = middle(self.envtest_created.iter().map(Run::peak));
+        let peak = middle(self.envtest_created.iter().map(Run::peak).collect());
         figures.count("envtest: peak memory of the servers, median", peak, "MiB", Limit::None);
-        let own = middle(self.envtest_created.iter().map(|it| it.own_peak));
+        let own = middle(self.envtest_created.iter().map(|it| it.own_peak).collect());
         figures.count("envtest: peak memory of its process", own, "MiB", Limit::None);
 
         let cycle = ratio(&self.started, &self.envtest_started, Run::start_and_stop);
@@ -213,13 +214,7 @@ fn median(runs: &[Run], of: impl Fn(&Run) -> Duration) -> Duration {
 
 /// The median of the ratios of those that were taken beside each other.
 fn ratio(runs: &[Run], others: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
-    middle(runs.iter().zip(others).map(|(run, other)| of(run) / of(other)))
-}
-
-fn middle(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    middle(runs.iter().zip(others).map(|(run, other)| of(run) / of(other)).collect())
 }
 
 fn seconds(time: Duration) -> f64 {

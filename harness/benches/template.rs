@@ -15,7 +15,7 @@ use laggard::Plane;
 use laggard::plane::Template;
 use serde_json::{Value, from_value, json};
 
-use figures::{Figures, Limit, spread};
+use figures::{Figures, Limit, middle, spread};
 
 const ROUNDS: usize = 7;
 
@@ -49,18 +49,12 @@ async fn main() -> Result<()> {
         let mut ready: Vec<_> = times.iter().map(|it| Duration::from_secs_f64(it.ready)).collect();
         let (ready, _) = spread(&mut ready);
         figures.time(&format!("first readiness step, {name} a template"), ready, None);
-        let user = median(times.iter().map(|it| it.user / it.ready));
+        let user = middle(times.iter().map(|it| it.user / it.ready).collect());
         figures.ratio(&format!("a user is served, {name} a template"), user, limit);
-        let resource = median(times.iter().map(|it| it.resource / it.ready));
+        let resource = middle(times.iter().map(|it| it.resource / it.ready).collect());
         figures.ratio(&format!("a custom resource is made, {name} a template"), resource, limit);
     }
     figures.finish()
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 async fn measured(template: Template) -> Result<Times> {

@@ -5,6 +5,8 @@
 #[path = "../../harness/benches/figures/mod.rs"]
 mod figures;
 mod memory;
+#[path = "../../harness/benches/processes/mod.rs"]
+mod processes;
 mod rollouts;
 
 use std::fs::File;

@@ -150,8 +150,14 @@ pub(crate) fn share(times: &mut [Duration], share: f64) -> Duration {
     times.get(at).or(times.last()).copied().unwrap_or_default()
 }
 
+/// The middle one of values that are no times.
+pub(crate) fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 /// Not every bench has figures of every kind, and no compiler is to warn of that.
 const _: () = {
-    let _ = (Figures::ratio, Figures::time, Figures::rate, Figures::count, spread, share);
+    let _ = (Figures::ratio, Figures::time, Figures::rate, Figures::count, spread, share, middle);
     let _ = (Limit::None, Limit::AtMost, Limit::AtLeast);
 };

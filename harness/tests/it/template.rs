@@ -18,6 +18,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use crate::settings::on;
+use crate::world::stage::request;
 
 const GROUP: &str = "template.test.local";
 const WIDGETS: &str = "/apis/template.test.local/v1/namespaces/team/widgets";
@@ -67,22 +68,12 @@ fn documents() -> Vec<DynamicObject> {
     ]
 }
 
-async fn request(
-    client: &Client,
-    user: Option<&str>,
-    method: &str,
-    path: &str,
-    body: Value,
-) -> Result<Value, kube::Error> {
-    let mut request = http::Request::builder().method(method).uri(path);
-    if let Some(user) = user {
-        request = request
-            .header("Impersonate-User", user)
-            .header("Impersonate-Group", "system:authenticated");
-    }
-    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-    let request = request.header(http::header::CONTENT_TYPE, "application/json").body(body);
-    client.request(request.map_err(kube::Error::HttpError)?).await
+/// A client that acts as somebody who may do what roles allow them.
+fn acting_as(plane: &Plane, user: &str) -> Result<Client> {
+    let mut config = plane.config().clone();
+    config.auth_info.impersonate = Some(user.to_owned());
+    config.auth_info.impersonate_groups = Some(vec!["system:authenticated".to_owned()]);
+    Ok(Client::try_from(config)?)
 }
 
 async fn view(client: &Client) -> Result<Vec<k8s_openapi::api::rbac::v1::PolicyRule>> {
@@ -93,20 +84,20 @@ async fn view(client: &Client) -> Result<Vec<k8s_openapi::api::rbac::v1::PolicyR
 /// Each request is the first of its kind, right after the start, and is made once.
 async fn is_complete(plane: &Plane) -> Result<()> {
     let client = plane.client()?;
-    let listed = request(&client, Some("ann"), "GET", WIDGETS, Value::Null).await?;
+    let listed = request(&acting_as(plane, "ann")?, "GET", WIDGETS, None).await?;
     ensure!(listed["items"][0]["metadata"]["name"] == "first", "{listed}");
     // The default roles: everybody may ask what they may do.
     let review = json!({ "spec": { "resourceAttributes": { "resource": "pods", "verb": "get" } } });
     let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
-    request(&client, Some("bob"), "POST", reviews, review).await?;
+    request(&acting_as(plane, "bob")?, "POST", reviews, Some(&review)).await?;
     let widget = json!({
         "apiVersion": format!("{GROUP}/v1"), "kind": "Widget", "metadata": { "name": "second" }, "size": "m",
     });
-    request(&client, None, "POST", WIDGETS, widget).await?;
+    request(&client, "POST", WIDGETS, Some(&widget)).await?;
     let classes = "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical";
-    request(&client, None, "GET", classes, Value::Null).await?;
+    request(&client, "GET", classes, None).await?;
     let secret = "/api/v1/namespaces/team/secrets/password";
-    request(&client, None, "GET", secret, Value::Null).await?;
+    request(&client, "GET", secret, None).await?;
     ensure!(!view(&client).await?.is_empty());
     Ok(())
 }
@@ -156,7 +147,7 @@ async fn without_a_template_there_are_no_default_roles_yet() -> Result<()> {
     let client = plane.client()?;
     ensure!(view(&client).await.is_err() || view(&client).await?.is_empty());
     // The documents are there nevertheless, each made through the server.
-    let listed = request(&client, None, "GET", WIDGETS, Value::Null).await?;
+    let listed = request(&client, "GET", WIDGETS, None).await?;
     ensure!(listed["items"][0]["metadata"]["name"] == "first", "{listed}");
     plane.stop().await?;
     Ok(())

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::processes::{self, mebibytes};
+
 /// In MiB.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
@@ -51,37 +53,23 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// The one descendant of this process that runs this program.
 fn descendant(program: &str) -> Result<u32> {
+    let all = processes::all()?;
     let mut of_ours = vec![std::process::id()];
     let mut at = 0;
-    while at < of_ours.len() {
-        let parent = of_ours[at];
+    while let Some(&parent) = of_ours.get(at) {
         at += 1;
-        for process in fs::read_dir("/proc")? {
-            let name = process?.file_name();
-            let Some(id) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
-            // It may have ended meanwhile.
-            let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { continue };
-            // "pid (comm) state ppid …"; the name may have spaces in it.
-            let Some((head, tail)) = stat.rsplit_once(')') else { continue };
-            if tail.split_whitespace().nth(1).and_then(|it| it.parse().ok()) == Some(parent) {
-                if head.split_once('(').is_some_and(|(_, name)| name == program) {
-                    return Ok(id);
-                }
-                of_ours.push(id);
+        for process in all.iter().filter(|process| process.parent == parent) {
+            if process.name == program {
+                return Ok(process.id);
             }
+            of_ours.push(process.id);
         }
     }
     anyhow::bail!("no descendant of this process runs {program}")
 }
 
 fn resident(process: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))
-        .with_context(|| format!("process {process} has ended"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
+    mebibytes(process, "VmRSS")
 }
 
 /// All files below a directory.
