@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use super::key::{directory_prefix, is_world, namespace_key};
 use super::owner::{mark, of_the_dead};
 use super::wire::{Operation, Txn};
-use super::{Shared, WorldError};
+use super::{Shared, WorldError, sentinel};
 
 /// A request that was on its way when its world was erased writes once; hardly any world needs a
 /// third round. Whoever writes on for so long has not been stopped.
 const ROUNDS: usize = 50;
 
-/// etcd's default `--max-txn-ops`, but for the namespace and the mark.
-const MAX_DIRECTORIES: usize = 126;
+/// etcd's default `--max-txn-ops`, but for the namespace, the mark and the sentinel.
+const MAX_DIRECTORIES: usize = 124;
 
 /// Deletes everything of a namespace, until a look finds nothing.
 ///
@@ -28,6 +28,7 @@ pub(super) async fn erase(shared: &Shared, namespace: &str) -> Result<(), WorldE
             // In the same transaction as the objects: what has no mark has been erased.
             Operation::delete(mark(namespace, shared.owner.id()).0),
         ];
+        success.extend(sentinel::delete(namespace));
         let prefixes = directories.iter().map(|directory| directory_prefix(directory, namespace));
         success.extend(prefixes.take(MAX_DIRECTORIES).map(|it| Operation::delete_all(&it)));
         let done = shared.etcd.txn(&attempt, &Txn { success, ..Txn::default() }).await?;

@@ -14,7 +14,7 @@ use super::owner::mark;
 use super::renames::{Renames, fresh_uid};
 use super::rounds::{self, Step};
 use super::wire::{Compare, Operation, Txn};
-use super::{Shared, Unclaimed, WorldError};
+use super::{Shared, Unclaimed, WorldError, sentinel};
 
 /// One namespace with all its objects, forked from a [`Moment`].
 ///
@@ -89,14 +89,6 @@ impl World {
         // Several only where they were deleted together; the last one completes it.
         found.last().map(|(_, &revision)| revision)
     }
-
-    /// The objects of a directory as they were written, in order; `None` for a deletion.
-    pub(super) fn written(&self, directory: &str) -> Vec<(String, Option<Vec<u8>>)> {
-        let changes = self.source.raw().iter().filter(|it| &*it.record.directory == directory);
-        changes
-            .map(|change| (self.renames.text(&change.record.name), value(change, &self.renames)))
-            .collect()
-    }
 }
 
 /// Writes a moment under a name. `None` if `given_up` said so between two transactions. From the
@@ -113,13 +105,20 @@ pub(super) async fn replay(
     shared.tap.history().mark_fork(namespace);
     let attempt = format!("fork {} into {namespace}", moment.namespace());
     let mut first = true;
-    for batch in batches(moment) {
+    let (early, late) = batches(moment);
+    // After the RBAC, with what comes next.
+    let sealed = has_rbac(moment).then_some(early.len());
+    let sealed_alone = late.is_empty().then(Vec::new).filter(|_| sealed.is_some());
+    for (number, batch) in early.into_iter().chain(late).chain(sealed_alone).enumerate() {
         if given_up() {
             return Ok(None);
         }
         let mut txn = Txn::default();
         for &index in &batch {
             txn.success.push(operation(&moment.raw()[index], &renames));
+        }
+        if sealed == Some(number) {
+            txn.success.extend(sentinel::put(namespace));
         }
         let (mark_key, mark_value) = mark(namespace, shared.owner.id());
         if first {
@@ -148,10 +147,15 @@ pub(super) async fn replay(
     Ok(Some(World { namespace: namespace.to_owned(), source: moment.clone(), renames, revisions }))
 }
 
-/// The indexes of the changes that go into each transaction. The place to spare is for the mark.
+/// Whether the authorizer has anything to see of a fork.
+pub(super) fn has_rbac(moment: &Moment) -> bool {
+    moment.raw().iter().any(|it| matches!(&*it.record.directory, ROLES | ROLE_BINDINGS))
+}
+
+/// The indexes of the changes that go into each transaction, with places to spare for the mark and the sentinel.
 ///
 /// The namespace and RBAC come first, so that the server has seen them when the rest comes.
-fn batches(moment: &Moment) -> Vec<Vec<usize>> {
+fn batches(moment: &Moment) -> (Vec<Vec<usize>>, Vec<Vec<usize>>) {
     let early = |directory: &str| matches!(directory, NAMESPACES | ROLES | ROLE_BINDINGS);
     let phase = |is_early: bool| {
         let changes = moment.raw().iter().enumerate();
@@ -162,7 +166,7 @@ fn batches(moment: &Moment) -> Vec<Vec<usize>> {
             change: index,
         }))
     };
-    [phase(true), phase(false)].concat()
+    (phase(true), phase(false))
 }
 
 fn operation(change: &Change, renames: &Renames) -> Operation {

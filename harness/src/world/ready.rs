@@ -1,19 +1,18 @@
 //! When a fork may be used: once the API server's caches have it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::try_join_all;
 use http::Method;
 use kube::Client;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::WorldError;
-use super::fork::World;
-use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES};
-use super::rbac::{Binding, Changes, Question, RoleRef, Rule, Subject, telling};
-use crate::ask::{ask, if_found, review};
+use super::fork::{World, has_rbac};
+use super::key::NAMESPACES;
+use super::sentinel;
+use crate::ask::{ask, review};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -21,13 +20,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The authorizer has no event to offer, so it is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 
-/// How many bindings of a ClusterRole are told by one rule of it; the role itself is not the world's.
-const RULES_OF_A_CLUSTER_ROLE: usize = 1;
-
 impl World {
     /// Waits until the API server shows all of the fork: each of its watch caches has the fork's
-    /// last change of that resource, and its authorizer gives the answers that the world's roles and
-    /// bindings ask for.
+    /// last change of that resource, and its authorizer has the world's roles and bindings.
     ///
     /// `client` must be allowed to list everything in the world and to make access reviews, as a
     /// plane's own user is. Waits for 30 s at most, wall clock. Dropping the future is harmless.
@@ -49,8 +44,8 @@ impl World {
         self.authorized_by(client, deadline).await
     }
 
-    /// Waits for the second half of [`ready`](Self::ready) alone: until the authorizer gives the answers that the
-    /// world's roles and bindings ask for. For whoever knows otherwise that the caches have the world.
+    /// Waits for the second half of [`ready`](Self::ready) alone: until the authorizer has the world's roles and
+    /// bindings. For whoever knows otherwise that the caches have the world.
     ///
     /// # Errors
     ///
@@ -60,12 +55,21 @@ impl World {
     }
 
     async fn authorized_by(&self, client: &Client, deadline: Instant) -> Result<(), WorldError> {
-        let questions = self.questions(client).await?;
-        let answers = questions
-            .iter()
-            .map(|(question, answer)| self.authorizer_says(client, question, *answer, deadline));
-        try_join_all(answers).await?;
-        Ok(())
+        if !has_rbac(self.source()) {
+            return Ok(());
+        }
+        let question = sentinel::question(self.namespace());
+        let text = || format!("the access review {question}");
+        let mut last = Value::Null;
+        loop {
+            match tokio::time::timeout_at(deadline, review(client, &question)).await {
+                Ok(Ok(status)) if status["allowed"] == true => return Ok(()),
+                Ok(Ok(status)) => last = status,
+                Ok(Err(error)) => return Err(self.asking(text(), error)),
+                Err(_) => return Err(self.not_ready(text(), format!("; last: {last}"))),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// A LIST that may be answered from the cache, but not before the cache has this revision: the
@@ -96,76 +100,6 @@ impl World {
         }
     }
 
-    async fn authorizer_says(
-        &self,
-        client: &Client,
-        question: &Question,
-        answer: bool,
-        deadline: Instant,
-    ) -> Result<(), WorldError> {
-        let spec = spec(question, self.namespace());
-        let mut last = Value::Null;
-        loop {
-            let text = || format!("the access review {spec}, allowed: {answer}");
-            match tokio::time::timeout_at(deadline, review(client, &spec)).await {
-                Ok(Ok(status)) => {
-                    last = status;
-                    if agrees(&last, answer, self.namespace()) {
-                        return Ok(());
-                    }
-                }
-                Ok(Err(error)) => return Err(self.asking(text(), error)),
-                Err(_) => return Err(self.not_ready(text(), format!("; last: {last}"))),
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-    }
-
-    async fn questions(&self, client: &Client) -> Result<Vec<(Question, bool)>, WorldError> {
-        let bindings: Changes<Binding> = self
-            .written(ROLE_BINDINGS)
-            .into_iter()
-            .map(|(name, value)| (name, value.as_deref().and_then(Binding::of_stored)))
-            .collect();
-        if bindings.is_empty() {
-            return Ok(Vec::new());
-        }
-        let roles: Changes<Vec<Rule>> = self
-            .written(ROLES)
-            .into_iter()
-            .map(|(name, value)| (name, value.as_deref().map(Rule::of_role)))
-            .collect();
-        let mut cluster_roles = BTreeMap::new();
-        for binding in bindings.iter().filter_map(|(_, binding)| binding.as_ref()) {
-            if let RoleRef::ClusterRole(name) = &binding.role
-                && !cluster_roles.contains_key(name)
-            {
-                cluster_roles.insert(name.clone(), self.cluster_role(client, name).await?);
-            }
-        }
-        Ok(telling(&roles, &bindings, &cluster_roles))
-    }
-
-    /// The rules of a ClusterRole, as far as they are needed; none if there is no such role.
-    async fn cluster_role(&self, client: &Client, name: &str) -> Result<Vec<Rule>, WorldError> {
-        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{name}");
-        let role = if_found(ask(client, Method::GET, &path, None).await)
-            .map_err(|error| self.asking(format!("get the ClusterRole {name}"), error))?;
-        let Some(role) = role else { return Ok(Vec::new()) };
-        let texts = |value: &Value| -> Vec<String> {
-            let texts = value.as_array().into_iter().flatten().filter_map(Value::as_str);
-            texts.map(str::to_owned).collect()
-        };
-        let rules = role["rules"].as_array().into_iter().flatten().map(|rule| Rule {
-            verbs: texts(&rule["verbs"]),
-            groups: texts(&rule["apiGroups"]),
-            resources: texts(&rule["resources"]),
-            names: texts(&rule["resourceNames"]),
-        });
-        let rules = rules.filter(|rule| !rule.resources.is_empty());
-        Ok(rules.take(RULES_OF_A_CLUSTER_ROLE).collect())
-    }
-
     fn asking(&self, attempt: String, error: kube::Error) -> WorldError {
         let namespace = self.namespace().to_owned();
         WorldError::Asking { namespace, attempt, source: Box::new(error) }
@@ -175,39 +109,6 @@ impl World {
         let namespace = self.namespace().to_owned();
         WorldError::NotReady { namespace, awaited, limit: LIMIT, last }
     }
-}
-
-/// Whether a review's status is what a world's roles and bindings ask for. What is granted beyond its
-/// namespace is not its affair, and stays granted.
-fn agrees(status: &Value, answer: bool, namespace: &str) -> bool {
-    let allowed = status["allowed"] == true;
-    // `RBAC: allowed by RoleBinding "<name>/<namespace>" of …`
-    let reason = status["reason"].as_str().unwrap_or_default();
-    match answer {
-        true => allowed,
-        false => !(allowed && reason.contains(&format!("/{namespace}\" of "))),
-    }
-}
-
-/// What an access review is asked.
-fn spec(question: &Question, namespace: &str) -> Value {
-    let (resource, subresource) =
-        question.resource.split_once('/').unwrap_or((&question.resource, ""));
-    let mut spec = json!({
-        "resourceAttributes": {
-            "namespace": namespace,
-            "verb": question.verb,
-            "group": question.group,
-            "resource": resource,
-            "subresource": subresource,
-            "name": question.name.as_deref().unwrap_or_default(),
-        },
-    });
-    match &question.subject {
-        Subject::User(user) => spec["user"] = json!(user),
-        Subject::Group(group) => spec["groups"] = json!([group]),
-    }
-    spec
 }
 
 /// The path of a collection in a namespace, or of all namespaces.
@@ -222,21 +123,6 @@ fn path(directory: &str, api_version: &str, plural: &str, namespace: &str) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_lost_here_may_still_be_granted_by_the_cluster() {
-        let status = |allowed, by: &str| json!({ "allowed": allowed, "reason": by });
-        let here = r#"RBAC: allowed by RoleBinding "b/lw-aaaa0000" of Role "r" to User "u""#;
-        let cluster = r#"RBAC: allowed by ClusterRoleBinding "b" of ClusterRole "r" to User "u""#;
-        for (status, granted, lost) in [
-            (status(true, here), true, false),
-            (status(true, cluster), true, true),
-            (status(false, ""), false, true),
-        ] {
-            assert_eq!(agrees(&status, true, "lw-aaaa0000"), granted, "{status}");
-            assert_eq!(agrees(&status, false, "lw-aaaa0000"), lost, "{status}");
-        }
-    }
 
     #[test]
     fn a_collection_has_the_path_that_the_api_server_gives_it() {

@@ -56,11 +56,6 @@ impl Facts {
     }
 }
 
-/// The message inside the envelope of a stored built-in object.
-pub(super) fn object(value: &[u8]) -> Option<Message<'_>> {
-    Message::new(value.strip_prefix(PROTOBUF)?).message(2)
-}
-
 /// 8, 4, 4, 4 and 12 digits with hyphens between.
 pub(super) const UID_LENGTH: usize = 36;
 

@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::between::Between;
+use super::roles::bound;
 use super::stage::{Stage, etcd, keys_of_worlds, rounds, slow_rounds};
 
 /// Where the child finds etcd, and what it forks.
@@ -176,6 +177,8 @@ async fn source(stage: &Stage) -> Result<String> {
         let path = format!("/api/v1/namespaces/{source}/configmaps");
         stage.create(&path, &json!({ "metadata": { "name": format!("o{number}") } })).await?;
     }
+    // Of RBAC a fork keeps keys elsewhere too.
+    bound(stage, &source, "r", &["get"]).await?;
     Ok(source)
 }
 

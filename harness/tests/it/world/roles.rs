@@ -6,7 +6,11 @@ use serde_json::{Value, json};
 
 use super::stage::{Stage, request, rounds};
 
-on_each_server!(a_role_holds_at_the_first_request, what_a_role_lost_is_lost_at_the_first_request,);
+on_each_server!(
+    a_role_holds_at_the_first_request,
+    what_a_role_lost_is_lost_at_the_first_request,
+    what_was_lost_for_a_while_is_granted_at_the_first_request,
+);
 
 /// Several forks at a time: then the authorizer is behind more often.
 const AT_ONCE: usize = 8;
@@ -40,19 +44,6 @@ async fn what_a_role_lost_is_lost_at_the_first_request(stage: &Stage) -> Result<
         { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
     ] });
     request(&stage.client, "PATCH", &path, Some(&rules)).await?;
-    // What `ready` takes from the text of a review.
-    let review = json!({
-        "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
-        "spec": {
-            "user": format!("system:serviceaccount:{source}:r"),
-            "resourceAttributes": { "namespace": source, "verb": "get", "resource": "configmaps" },
-        },
-    });
-    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-    let review = stage.create(path, &review).await?;
-    let reason = review["status"]["reason"].as_str().unwrap_or_default();
-    assert!(reason.contains(&format!("RoleBinding \"r/{source}\" of ")), "{review}");
-
     let moment = stage.worlds.moment(&source).await?;
     let forks = (0..rounds(200)?).map(async |round| {
         let world = stage.worlds.fork(&moment).await?;
@@ -71,8 +62,36 @@ async fn what_a_role_lost_is_lost_at_the_first_request(stage: &Stage) -> Result<
     futures::stream::iter(forks).buffer_unordered(AT_ONCE).try_collect().await
 }
 
+/// All that the authorizer answers at the end, it answers before the loss too.
+async fn what_was_lost_for_a_while_is_granted_at_the_first_request(stage: &Stage) -> Result<()> {
+    let source = stage.namespace().await?;
+    bound(stage, &source, "r", &["get", "list"]).await?;
+    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{source}/roles/r");
+    for verbs in [json!(["get"]), json!(["get", "list"])] {
+        let rules = json!({ "rules": [
+            { "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs },
+        ] });
+        request(&stage.client, "PATCH", &path, Some(&rules)).await?;
+    }
+    let moment = stage.worlds.moment(&source).await?;
+    let forks = (0..rounds(200)?).map(async |round| {
+        let world = stage.worlds.fork(&moment).await?;
+        world.ready(&stage.client).await?;
+        let first = as_account(stage, world.namespace(), "r", "").await;
+        assert!(first.is_ok(), "round {round}: {first:?}");
+        stage.worlds.erase(world).await?;
+        Ok(())
+    });
+    futures::stream::iter(forks).buffer_unordered(AT_ONCE).try_collect().await
+}
+
 /// A service account with a role of its own.
-async fn bound(stage: &Stage, namespace: &str, name: &str, verbs: &[&str]) -> Result<()> {
+pub(super) async fn bound(
+    stage: &Stage,
+    namespace: &str,
+    name: &str,
+    verbs: &[&str],
+) -> Result<()> {
     let rbac = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}");
     let role = json!({
         "metadata": { "name": name },
