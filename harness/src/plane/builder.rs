@@ -216,7 +216,8 @@ impl PlaneBuilder {
             Box::pin(self.programs(settings.backend)).await.map_err(|kind| attempt.failed(kind))?;
         timings.assets = begun.elapsed();
         let identity = programs.identity();
-        let plan = Box::pin(self.plan(identity.as_deref(), settings.start_timeout / 2)).await;
+        let plan = self.plan(settings.template, identity.as_deref(), settings.start_timeout / 2);
+        let plan = Box::pin(plan).await;
         timings.template = begun.elapsed() - timings.assets;
 
         attempt.step = Step::Preparation;
@@ -333,7 +334,8 @@ impl PlaneBuilder {
             }
             (None, _) => START_TIMEOUT,
         };
-        Ok(Settings { backend, start_timeout })
+        let template = template::in_effect(self.template)?;
+        Ok(Settings { backend, start_timeout, template })
     }
 
     /// From the first spawn until a test can use the plane.
@@ -508,6 +510,7 @@ pub(crate) const CONTROLLER_MANAGER_KUBECONFIG: &str = "controller-manager.kubec
 struct Settings {
     backend: BackendKind,
     start_timeout: Duration,
+    template: Template,
 }
 
 /// How far a start has come.

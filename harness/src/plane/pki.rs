@@ -146,13 +146,10 @@ impl EtcdPki {
         not(any(feature = "container", test)),
         expect(dead_code, reason = "child processes reach etcd through a socket")
     )]
-    pub(crate) fn new(host: &str) -> Result<Self, rcgen::Error> {
+    pub(crate) fn new() -> Result<Self, rcgen::Error> {
         let ca = Authority::new("laggard-etcd-ca", OffsetDateTime::now_utc())?;
-        let reached_as = [
-            dns("localhost")?,
-            dns(host)?,
-            SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
-        ];
+        let reached_as =
+            [dns("localhost")?, SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into())];
         let server = ca.server("etcd", &reached_as)?;
         let client = ca.client("kube-apiserver", &[])?;
         Ok(Self { ca, server, client })
@@ -192,7 +189,7 @@ mod tests {
 
     #[test]
     fn nothing_that_is_printed_for_debugging_holds_a_key() {
-        let text = format!("{:?}", (Pki::new().unwrap(), EtcdPki::new("etcd").unwrap()));
+        let text = format!("{:?}", (Pki::new().unwrap(), EtcdPki::new().unwrap()));
         assert!(!text.contains("PRIVATE"), "{text}");
     }
 

@@ -65,6 +65,20 @@ pub enum Template {
 /// Set to `off`, no plane has a template, whatever its builder says.
 const VARIABLE: &str = "LAGGARD_TEMPLATE";
 
+/// What a builder's choice comes to, after the environment.
+pub(super) fn in_effect(chosen: Template) -> Result<Template, StartErrorKind> {
+    match std::env::var(VARIABLE).ok().as_deref() {
+        None | Some("") => Ok(chosen),
+        Some("off") => Ok(Template::Off),
+        Some(other) => Err(StartErrorKind::Setting {
+            problem: format!(
+                "{VARIABLE} is {other:?}; write \"off\", or leave it unset: which template a plane has \
+                 is said by its builder"
+            ),
+        }),
+    }
+}
+
 /// Changes whenever what is in a template does.
 const FORMAT: u32 = 2;
 
@@ -149,9 +163,13 @@ impl PlaneBuilder {
 
     /// What the start of this plane does about a template. Waits for another process that makes the same one, up to the limit,
     /// since that is over sooner than a start without it.
-    pub(super) async fn plan(&self, identity: Option<&str>, limit: Duration) -> Plan {
-        let is_off = std::env::var(VARIABLE).is_ok_and(|value| value == "off");
-        if is_off || self.template == Template::Off || self.readiness == Readiness::Full {
+    pub(super) async fn plan(
+        &self,
+        template: Template,
+        identity: Option<&str>,
+        limit: Duration,
+    ) -> Plan {
+        if template == Template::Off || self.readiness == Readiness::Full {
             return Plan::Without;
         }
         let Some(identity) = identity else { return Plan::Without };
@@ -164,7 +182,7 @@ impl PlaneBuilder {
                 return Plan::Without;
             }
         };
-        let has_documents = self.template == Template::Documents;
+        let has_documents = template == Template::Documents;
         if let Some(keys) = place.read() {
             return Plan::Sow(Seed { keys, has_documents });
         }

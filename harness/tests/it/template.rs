@@ -267,6 +267,8 @@ async fn a_template_is_kept_made_anew_where_it_must_be_and_has_no_secrets() -> R
     let store = tempfile::tempdir()?;
     let store = store.path();
     ensure!(kept(store, "off", "size").await?.is_empty());
+    let refused = kept(store, "no", "size").await.expect_err("it is no choice").to_string();
+    ensure!(refused.contains("LAGGARD_TEMPLATE is \"no\"; write \"off\""), "{refused}");
     let first = kept(store, "", "size").await?;
     ensure!(first.len() == 1, "{first:?}");
     let written = std::fs::read_to_string(&first[0])?;

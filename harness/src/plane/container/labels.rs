@@ -1,7 +1,7 @@
 //! The labels on everything a plane has in the engine, and what can be done by label: find,
 //! remove, sweep.
 //!
-//! A container or network is somebody's for as long as the process that its label names is alive.
+//! A container is somebody's for as long as the process that its label names is alive.
 //! A pid alone says little: numbers are used again, and two machines or containers that share an
 //! engine count theirs apart. So the label has the start time too, and a second one says which
 //! system's numbers these are.
@@ -14,7 +14,7 @@ use testcontainers::bollard::Docker;
 use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::models::ContainerSummaryStateEnum;
 use testcontainers::bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 
 use crate::plane::directory::start_time;
@@ -44,11 +44,8 @@ pub(super) fn filter(id: &str) -> String {
 }
 
 /// What the engine has under a label.
-#[derive(Debug, Default)]
-pub(super) struct Labelled {
-    containers: Vec<Thing>,
-    networks: Vec<Thing>,
-}
+#[derive(Debug)]
+pub(super) struct Labelled(Vec<Thing>);
 
 #[derive(Debug)]
 struct Thing {
@@ -64,11 +61,7 @@ impl Labelled {
     pub(super) async fn find(docker: &Docker, label: &str) -> Result<Self, Error> {
         let filters = HashMap::from([("label", vec![label])]);
         let containers = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let networks = ListNetworksOptionsBuilder::new().filters(&filters).build();
-        let (containers, networks) = futures::try_join!(
-            docker.list_containers(Some(containers)),
-            docker.list_networks(Some(networks)),
-        )?;
+        let containers = docker.list_containers(Some(containers)).await?;
         let since = |seconds: i64| {
             let created = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?);
             SystemTime::now().duration_since(created).ok()
@@ -83,60 +76,38 @@ impl Labelled {
             ),
             age: container.created.and_then(since),
         });
-        let networks = networks.into_iter().map(|network| Thing {
-            id: network.id.unwrap_or_default(),
-            name: network.name.unwrap_or_default(),
-            labels: network.labels.unwrap_or_default(),
-            // The engine keeps a network that is in use, whoever asks.
-            running: false,
-            age: network.created.and_then(|created| since(created.unix_timestamp())),
-        });
-        Ok(Self { containers: containers.collect(), networks: networks.collect() })
+        Ok(Self(containers.collect()))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.containers.is_empty() && self.networks.is_empty()
+        self.0.is_empty()
     }
 
     /// What there is, in words.
     pub(super) fn names(&self) -> Vec<String> {
-        let containers = self.containers.iter().map(|container| ("container", container));
-        let networks = self.networks.iter().map(|network| ("network", network));
-        containers
-            .chain(networks)
-            .map(|(kind, thing)| format!("{kind} {}", thing.name.trim_start_matches('/')))
-            .collect()
+        let name = |it: &Thing| format!("container {}", it.name.trim_start_matches('/'));
+        self.0.iter().map(name).collect()
     }
 
-    /// Removes all of it: containers at once, running or not, and then the networks.
+    /// Removes all of it, running or not.
     ///
     /// Failures are logged only: what matters is what is left, and somebody else may be removing
     /// the same.
     pub(super) async fn remove(&self, docker: &Docker) {
-        let gone = |kind, thing: &Thing, result: Result<(), Error>| match result {
-            Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-            Err(error) => {
-                tracing::warn!(kind, name = %thing.name, %error, "could not be removed");
-            }
-        };
-        let containers = self.containers.iter().map(|container| async move {
+        let removals = self.0.iter().map(|container| async move {
             let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-            gone(
-                "container",
-                container,
-                docker.remove_container(&container.id, Some(options)).await,
-            );
+            match docker.remove_container(&container.id, Some(options)).await {
+                Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+                Err(error) => {
+                    tracing::warn!(name = %container.name, %error, "could not be removed");
+                }
+            }
         });
-        futures::future::join_all(containers).await;
-        let networks = self.networks.iter().map(|network| async move {
-            gone("network", network, docker.remove_network(&network.id).await);
-        });
-        futures::future::join_all(networks).await;
+        futures::future::join_all(removals).await;
     }
 
     fn retain(&mut self, keep: impl Fn(&Thing) -> bool) {
-        self.containers.retain(&keep);
-        self.networks.retain(&keep);
+        self.0.retain(keep);
     }
 }
 

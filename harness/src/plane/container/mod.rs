@@ -1,11 +1,13 @@
 //! The backend `container`: the servers run in containers of a Docker engine, through
 //! testcontainers.
 //!
-//! Each plane has a network of its own, on which its servers reach each other by name. The API
-//! server and etcd are published on loopback, on ports that the engine chooses; etcd demands a
-//! client certificate, since loopback is open to everybody on the machine. All that a plane has in
-//! the engine carries its label, and goes by it: removed by [`Backend::stop`] or when the backend
-//! is dropped, by a reaper if this process is killed, by the sweep of a later start otherwise.
+//! The servers of a plane share the network of etcd's container, as the containers of a pod do: they
+//! reach each other on its loopback, the engine sets one network up instead of four, and there is
+//! none to make and to remove. The API server and etcd are published on this machine's loopback, on
+//! ports that the engine chooses; etcd demands a client certificate, since loopback is open to
+//! everybody on the machine. All that a plane has in the engine carries its label, and goes by it:
+//! removed by [`Backend::stop`] or when the backend is dropped, by a reaper if this process is
+//! killed, by the sweep of a later start otherwise.
 //!
 //! The engine must share this process's loopback: one on another machine is refused, and one that
 //! is reached through a socket mounted into this container, but runs outside of it, publishes its
@@ -28,7 +30,6 @@ use futures::FutureExt as _;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use testcontainers::bollard::models::NetworkCreateRequest;
 
 pub use engine::{DockerEngine, docker_engine};
 pub(crate) use images::Images;
@@ -48,9 +49,9 @@ use crate::world::EtcdAddress;
 use engine::{Engine, failed};
 use reaper::Reaper;
 use remains::{Making, Remains};
-use server::{Running, Spec};
+use server::{Network, Running, Spec};
 
-/// The ports inside; each server has its container to itself.
+/// The ports inside.
 const APISERVER_PORT: u16 = 6443;
 const ETCD_PORT: u16 = 2379;
 const ETCD_PEER_PORT: u16 = 2380;
@@ -76,10 +77,8 @@ pub(crate) struct ContainerBackend {
     id: String,
     images: Images,
     files: Vec<ServerFile>,
-    /// The network while it is being made, whether or not anybody still waits for it.
-    network: Option<Making<()>>,
     containers: BTreeMap<Binary, Running>,
-    /// Containers that are being made, likewise.
+    /// Containers that are being made, whether or not anybody still waits for them.
     starting: FuturesUnordered<Making<(Binary, Running)>>,
     logs: Option<LogDirectory>,
     attach_output: bool,
@@ -88,41 +87,33 @@ pub(crate) struct ContainerBackend {
 }
 
 impl ContainerBackend {
-    /// Sweeps, starts the reaper, makes the network.
+    /// Sweeps, and starts the reaper.
     pub(crate) async fn prepare(
         from: &Ingredients<'_>,
         images: Images,
     ) -> Result<Self, StartErrorKind> {
-        let etcd = EtcdPki::new(&container_name(from.id, Binary::Etcd))
+        let etcd = EtcdPki::new()
             .map_err(|error| StartErrorKind::system("make keys", std::io::Error::other(error)))?;
         let engine = images.engine().clone();
         let docker = engine.docker().clone();
-        let _ = engine.run(async move { labels::sweep(&docker).await }).await;
-
-        let reaper = Reaper::start(&engine, from.id).await;
+        let swept = engine.run(async move { labels::sweep(&docker).await });
+        let (reaper, _) = futures::join!(Reaper::start(&engine, from.id), swept);
         // From here on, dropping it removes what was made, and what is just being made.
-        let mut backend = Self {
+        Ok(Self {
             id: from.id.to_owned(),
             images,
             files: files(from.pki, Some(&etcd)),
-            network: None,
             containers: BTreeMap::new(),
             starting: FuturesUnordered::new(),
             logs: None,
             attach_output: from.attach_output,
             reaper: Some(reaper),
-        };
-        let making = backend.network.insert(make_network(&engine, from.id));
-        let made = making.await;
-        backend.network = None;
-        made.unwrap_or_else(|error| Err(failed("make a network", &error)))?;
-        Ok(backend)
+        })
     }
 
     /// Where things are, as the servers see them.
     pub(crate) fn surroundings(&self) -> Surroundings {
-        let etcd = container_name(&self.id, Binary::Etcd);
-        let client = format!("https://{etcd}:{ETCD_PORT}");
+        let client = format!("https://127.0.0.1:{ETCD_PORT}");
         let peer = format!("https://127.0.0.1:{ETCD_PEER_PORT}");
         let (ca, certificate, key) =
             (format!("{FILES}etcd-ca.crt"), format!("{FILES}etcd.crt"), format!("{FILES}etcd.key"));
@@ -136,7 +127,7 @@ impl ContainerBackend {
                 .set("trusted-ca-file", &ca)
                 .set("cert-file", &certificate)
                 .set("key-file", &key)
-                // It has no peers; but the port is open to the other containers of the network.
+                // It has no peers; but its loopback is that of the plane's other servers.
                 .set("listen-peer-urls", &peer)
                 .set("initial-advertise-peer-urls", &peer)
                 .set("initial-cluster", format!("default={peer}"))
@@ -151,10 +142,7 @@ impl ContainerBackend {
                 .set("etcd-keyfile", format!("{FILES}etcd-client.key"))
                 .set("bind-address", "0.0.0.0")
                 .set("secure-port", APISERVER_PORT.to_string()),
-            apiserver_url: format!(
-                "https://{}:{APISERVER_PORT}",
-                container_name(&self.id, Binary::KubeApiserver)
-            ),
+            apiserver_url: format!("https://127.0.0.1:{APISERVER_PORT}"),
             // Standard output; its own log goes to standard error.
             audit_log: "-".to_owned(),
         }
@@ -180,18 +168,16 @@ impl ContainerBackend {
             binary,
             image: self.images.of(binary)?.clone(),
             name: container_name(&self.id, binary),
-            network: network_name(&self.id),
+            network: match binary {
+                Binary::Etcd => Network::Own { published: vec![ETCD_PORT, APISERVER_PORT] },
+                _ => Network::Of { container: container_name(&self.id, Binary::Etcd) },
+            },
             labels: labels::of_plane(&self.id),
             arguments: server.arguments.clone(),
             go: server.go,
             files: self.files.iter().filter(named).cloned().collect(),
             directory: FILES,
             memory: (binary == Binary::Etcd).then_some(ETCD_DATA),
-            port: match binary {
-                Binary::Etcd => Some(ETCD_PORT),
-                Binary::KubeApiserver => Some(APISERVER_PORT),
-                _ => None,
-            },
             attach_output: self.attach_output,
         })
     }
@@ -212,13 +198,19 @@ impl ContainerBackend {
         result
     }
 
+    /// How etcd ended, if it has by now, as a cause.
+    async fn end_of_etcd(&self) -> Option<StartErrorKind> {
+        let ended = self.containers.get(&Binary::Etcd)?.ended_by_now();
+        let status = self.engine().run(ended).await.ok()??;
+        Some(StartErrorKind::Exited { server: Binary::Etcd, status })
+    }
+
     /// Takes everything that is to be removed out of this value.
     fn remains(&mut self) -> Option<Remains> {
         let reaper = self.reaper.take()?;
         Some(Remains {
             engine: self.engine().clone(),
             id: self.id.clone(),
-            network: self.network.take(),
             containers: std::mem::take(&mut self.containers),
             starting: std::mem::take(&mut self.starting),
             reaper,
@@ -232,36 +224,39 @@ impl Backend for ContainerBackend {
         servers: &'a [Server],
     ) -> BoxFuture<'a, Result<(), StartErrorKind>> {
         async move {
-            for server in servers {
-                let spec = self.spec(server)?;
-                let engine = self.engine().clone();
-                let old = self.containers.remove(&server.binary);
-                let start = self.engine().run(async move {
-                    if let Some(old) = old {
-                        old.remove().await;
-                    }
-                    let binary = spec.binary;
-                    Ok((binary, Running::start(engine, spec).await?))
-                });
-                self.starting.push(start);
-            }
-            self.started().await?;
-            for server in servers {
-                let Some(running) = self.containers.get(&server.binary) else { continue };
-                if running.port().is_some() || server.binary == Binary::KubeControllerManager {
-                    continue;
+            // The network of etcd's container must be there before another can join it.
+            let (first, then): (Vec<_>, Vec<_>) =
+                servers.iter().partition(|server| server.binary == Binary::Etcd);
+            for servers in [first, then] {
+                for server in servers {
+                    let spec = self.spec(server)?;
+                    let engine = self.engine().clone();
+                    let old = self.containers.remove(&server.binary);
+                    let start = self.engine().run(async move {
+                        if let Some(old) = old {
+                            old.remove().await;
+                        }
+                        let binary = spec.binary;
+                        Ok((binary, Running::start(engine, spec).await?))
+                    });
+                    self.starting.push(start);
                 }
-                // Ports are withdrawn when a container ends, and some end at once.
-                let ended = tokio::time::timeout(END_LIMIT, running.wait()).await;
-                return Err(match ended {
-                    Ok(status) => StartErrorKind::Exited { server: server.binary, status },
-                    Err(_) => StartErrorKind::Engine {
-                        problem: format!(
-                            "the engine published no port of {} on loopback",
-                            server.binary
-                        ),
-                    },
-                });
+                if let Err(error) = self.started().await {
+                    // Nothing can join a network that is gone with its container.
+                    return Err(self.end_of_etcd().await.unwrap_or(error));
+                }
+                if let Some(etcd) = self.containers.get(&Binary::Etcd)
+                    && !etcd.is_published()
+                {
+                    // Ports are withdrawn when a container ends, and some end at once.
+                    let ended = tokio::time::timeout(END_LIMIT, etcd.wait()).await;
+                    return Err(match ended {
+                        Ok(status) => StartErrorKind::Exited { server: Binary::Etcd, status },
+                        Err(_) => StartErrorKind::Engine {
+                            problem: "the engine published no port on loopback".to_owned(),
+                        },
+                    });
+                }
             }
             Ok(())
         }
@@ -269,12 +264,12 @@ impl Backend for ContainerBackend {
     }
 
     fn apiserver(&self) -> Option<SocketAddr> {
-        let port = self.containers.get(&Binary::KubeApiserver)?.port()?;
+        let port = self.containers.get(&Binary::Etcd)?.port(APISERVER_PORT)?;
         Some((Ipv4Addr::LOCALHOST, port).into())
     }
 
     fn etcd(&self) -> Option<EtcdAddress> {
-        let port = self.containers.get(&Binary::Etcd)?.port()?;
+        let port = self.containers.get(&Binary::Etcd)?.port(ETCD_PORT)?;
         let file = |name| {
             let file = self.files.iter().find(|file| file.name == name)?;
             Some(file.content.clone())
@@ -352,7 +347,7 @@ impl Backend for ContainerBackend {
                 name: format!("{}-asked", container_name(&self.id, server)),
                 attach_output: false,
                 memory: None,
-                port: None,
+                network: Network::None,
                 ..self.spec(&nothing).ok()?
             };
             let engine = self.engine().clone();
@@ -475,33 +470,8 @@ impl Drop for ContainerBackend {
     }
 }
 
-fn make_network(engine: &Engine, id: &str) -> Making<()> {
-    let network = NetworkCreateRequest {
-        name: network_name(id),
-        labels: Some(labels::of_plane(id)),
-        ..NetworkCreateRequest::default()
-    };
-    let docker = engine.docker().clone();
-    engine.run(async move {
-        docker.create_network(network).await.map(drop).map_err(|error| {
-            let attempt = match chain(&error).contains("address pool") {
-                true => {
-                    "make a network (the engine has no addresses left for one: \
-                     `docker network prune`, or fewer planes at a time)"
-                }
-                false => "make a network",
-            };
-            failed(attempt, &error)
-        })
-    })
-}
-
 fn container_name(id: &str, binary: Binary) -> String {
     format!("laggard-{id}-{binary}")
-}
-
-fn network_name(id: &str) -> String {
-    format!("laggard-{id}")
 }
 
 fn keeps_logs() -> bool {

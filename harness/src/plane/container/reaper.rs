@@ -33,11 +33,9 @@ use crate::text::chain;
 /// an engine that answers no more.
 const SCRIPT: &str = r#"docker=$1 label=$2 quiet=0 looks=0
 while [ "$quiet" -lt 6 ] && [ "$looks" -lt 120 ]; do
-  if containers=$("$docker" ps -a -q --filter "label=$label") &&
-     networks=$("$docker" network ls -q --filter "label=$label"); then
+  if containers=$("$docker" ps -a -q --filter "label=$label"); then
     quiet=$((quiet + 1))
     [ -z "$containers" ] || { quiet=0; "$docker" rm -f -v $containers; }
-    [ -z "$networks" ] || { quiet=0; "$docker" network rm $networks; }
   fi
   looks=$((looks + 1))
   sleep 1
@@ -160,7 +158,8 @@ async fn by_ryuk(engine: &Engine, id: &str) -> Result<TcpStream, String> {
             docker.create_container(Some(options), ryuk(&reference, &socket)).await?;
             docker.start_container(&name, None::<StartContainerOptions>).await?;
             let about = docker.inspect_container(&name, None).await?;
-            Ok::<_, Error>(published(about.network_settings.and_then(|it| it.ports), RYUK_PORT))
+            let ports = about.network_settings.and_then(|it| it.ports).unwrap_or_default();
+            Ok::<_, Error>(published(&ports, RYUK_PORT))
         };
         let registered = async {
             let port = work.await.map_err(|error| chain(&error))?;
@@ -202,11 +201,11 @@ fn ryuk(reference: &str, socket: &str) -> ContainerCreateBody {
 
 /// The port on loopback through which a container's port is reached.
 pub(super) fn published(
-    ports: Option<HashMap<String, Option<Vec<PortBinding>>>>,
+    ports: &HashMap<String, Option<Vec<PortBinding>>>,
     inside: &str,
 ) -> Option<u16> {
-    let bindings = ports?.remove(inside)??;
-    bindings.into_iter().find_map(|binding| binding.host_port?.parse().ok())
+    let bindings = ports.get(inside)?.as_ref()?;
+    bindings.iter().find_map(|binding| binding.host_port.as_ref()?.parse().ok())
 }
 
 /// Tells Ryuk what to remove once the connection ends, and waits until it has understood.

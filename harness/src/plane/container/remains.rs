@@ -26,7 +26,6 @@ pub(super) type Making<T> = JoinHandle<Result<T, StartErrorKind>>;
 pub(super) struct Remains {
     pub(super) engine: Engine,
     pub(super) id: String,
-    pub(super) network: Option<Making<()>>,
     pub(super) containers: BTreeMap<Binary, Running>,
     pub(super) starting: FuturesUnordered<Making<(Binary, Running)>>,
     pub(super) reaper: Reaper,
@@ -38,9 +37,6 @@ impl Remains {
         let docker = self.engine.docker();
         let mut containers: Vec<_> = self.containers.into_values().collect();
         let all_made = tokio::time::timeout(MADE_LIMIT, async {
-            if let Some(network) = &mut self.network {
-                let _ = network.await;
-            }
             while let Some(started) = self.starting.next().await {
                 if let Ok(Ok((_, running))) = started {
                     containers.push(running);
@@ -52,12 +48,11 @@ impl Remains {
         futures::future::join_all(containers.into_iter().map(Running::remove)).await;
         let label = labels::filter(&self.id);
         let mut left = Labelled::find(docker, &label).await;
-        // First the network; then what somebody else was removing at the same moment.
-        for _ in 0..2 {
-            match &left {
-                Ok(found) if !found.is_empty() => found.remove(docker).await,
-                _ => break,
-            }
+        // What somebody else was removing at the same moment may still be there.
+        if let Ok(found) = &left
+            && !found.is_empty()
+        {
+            found.remove(docker).await;
             left = Labelled::find(docker, &label).await;
         }
         match left {

@@ -42,7 +42,7 @@ pub(super) struct Spec {
     pub(super) binary: Binary,
     pub(super) image: Image,
     pub(super) name: String,
-    pub(super) network: String,
+    pub(super) network: Network,
     pub(super) labels: HashMap<String, String>,
     pub(super) arguments: Vec<String>,
     /// What its Go runtime is told.
@@ -53,9 +53,22 @@ pub(super) struct Spec {
     pub(super) directory: &'static str,
     /// A directory in memory.
     pub(super) memory: Option<&'static str>,
-    pub(super) port: Option<u16>,
     /// Whether what it logs goes to this process's standard error as well.
     pub(super) attach_output: bool,
+}
+
+/// What a container has for a network.
+#[derive(Clone, Debug)]
+pub(super) enum Network {
+    None,
+    /// On the engine's default bridge, with ports published on this machine's loopback.
+    Own {
+        published: Vec<u16>,
+    },
+    /// That of another container, which must be running.
+    Of {
+        container: String,
+    },
 }
 
 /// A server in its container.
@@ -68,7 +81,16 @@ pub(super) struct Running {
     docker: Docker,
     exit: watch::Receiver<Option<String>>,
     command: String,
-    port: Option<u16>,
+    ports: HashMap<u16, u16>,
+}
+
+impl Network {
+    fn published(&self) -> &[u16] {
+        match self {
+            Self::Own { published } => published,
+            Self::None | Self::Of { .. } => &[],
+        }
+    }
 }
 
 impl Running {
@@ -103,7 +125,9 @@ impl Running {
         }
         let about = docker.inspect_container(container.id(), None).await.ok();
         let ports = about.and_then(|about| about.network_settings).and_then(|it| it.ports);
-        let port = spec.port.and_then(|port| published(ports, &format!("{port}/tcp")));
+        let ports = ports.unwrap_or_default();
+        let at = |&port: &u16| Some((port, published(&ports, &format!("{port}/tcp"))?));
+        let ports = spec.network.published().iter().filter_map(at).collect();
         let Spec { image, binary, arguments, .. } = &spec;
         let command = format!(
             "in a container of {}: {} {}",
@@ -112,16 +136,21 @@ impl Running {
             arguments.join(" ")
         );
         tracing::debug!(server = %binary, container = container.id(), %command, "started");
-        Ok(Self { container, docker, exit, command, port })
+        Ok(Self { container, docker, exit, command, ports })
     }
 
     pub(super) fn command(&self) -> &str {
         &self.command
     }
 
-    /// Where its port is published on loopback; `None` if it has none, or ended before it was seen.
-    pub(super) fn port(&self) -> Option<u16> {
-        self.port
+    /// Where a port is published on loopback; `None` if it is not, or the container ended before that was seen.
+    pub(super) fn port(&self, inside: u16) -> Option<u16> {
+        self.ports.get(&inside).copied()
+    }
+
+    /// Whether it has any port on loopback.
+    pub(super) fn is_published(&self) -> bool {
+        !self.ports.is_empty()
     }
 
     /// How it ended, once it has.
@@ -204,19 +233,18 @@ fn attach(engine: &Engine, binary: Binary, id: String) {
 fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {
     let mut image = GenericImage::new(spec.image.name.clone(), spec.image.tag.clone())
         .with_entrypoint(&program(spec.binary));
-    if let Some(port) = spec.port {
+    for &port in spec.network.published() {
         image = image.with_exposed_port(ContainerPort::Tcp(port));
     }
-    let port = spec.port;
+    let network = spec.network.clone();
     let mut request = image
         .with_cmd(spec.arguments.iter().cloned())
         .with_container_name(&spec.name)
-        .with_network(&spec.network)
         .with_labels(spec.labels.clone())
         .with_user(USER)
         .with_startup_timeout(START_LIMIT)
         .with_ready_conditions(Vec::new())
-        .with_host_config_modifier(move |host| modify(host, port));
+        .with_host_config_modifier(move |host| modify(host, &network));
     for (name, value) in spec.go {
         request = request.with_env_var(name, value);
     }
@@ -232,15 +260,22 @@ fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {
 }
 
 /// What testcontainers has no method for.
-fn modify(host: &mut HostConfig, port: Option<u16>) {
+fn modify(host: &mut HostConfig, network: &Network) {
     // A mapped port would be published on all addresses of the machine, for everybody near it.
     let loopback = PortBinding {
         host_ip: Some(Ipv4Addr::LOCALHOST.to_string()),
         host_port: Some(String::new()),
     };
+    let bindings = network.published().iter();
+    let bindings = bindings.map(|port| (format!("{port}/tcp"), Some(vec![loopback.clone()])));
     host.publish_all_ports = Some(false);
-    host.port_bindings =
-        Some(port.map(|port| (format!("{port}/tcp"), Some(vec![loopback]))).into_iter().collect());
+    host.port_bindings = Some(bindings.collect());
+    // Not `with_network`, which makes a network of any name that the engine does not have.
+    host.network_mode = match network {
+        Network::None => Some("none".to_owned()),
+        Network::Own { .. } => None,
+        Network::Of { container } => Some(format!("container:{container}")),
+    };
     // A server that opens a port and reads its own files needs no capability.
     host.cap_drop = Some(vec!["ALL".to_owned()]);
     host.security_opt = Some(vec!["no-new-privileges".to_owned()]);

@@ -14,7 +14,6 @@ use laggard::plane::{Controller, Flags, StartErrorKind, Step};
 use serde_json::json;
 use testcontainers::bollard::Docker;
 use testcontainers::bollard::models::ContainerCreateBody;
-use testcontainers::bollard::models::NetworkCreateRequest;
 use testcontainers::bollard::query_parameters::{
     CreateContainerOptions, EventsOptionsBuilder, ListContainersOptionsBuilder,
     RemoveContainerOptionsBuilder, RemoveImageOptions, TagImageOptionsBuilder,
@@ -29,7 +28,7 @@ async fn a_plane_comes_up_and_nothing_of_it_remains() -> Result<()> {
     let plane = builder().start().await?;
     println!("{:?}", plane.timings());
     let label = format!("laggard.plane={}", id_of(&docker, &plane).await?);
-    assert_eq!(labelled(&docker, label.clone()).await?.len(), 3, "two servers and a network");
+    assert_eq!(labelled(&docker, label.clone()).await?.len(), 2, "two servers");
 
     let namespace = plane.namespace("life").await?;
     let maps: Api<ConfigMap> = Api::namespaced(plane.client()?, &namespace);
@@ -196,11 +195,6 @@ async fn the_sweep_removes_what_a_dead_owner_left_and_nothing_else() -> Result<(
         labels.insert("laggard.owner".to_owned(), owner);
         let container = ContainerCreateBody {
             image: Some(image.clone()),
-            labels: Some(labels.clone()),
-            ..Default::default()
-        };
-        let network = NetworkCreateRequest {
-            name: name.to_owned(),
             labels: Some(labels),
             ..Default::default()
         };
@@ -208,7 +202,6 @@ async fn the_sweep_removes_what_a_dead_owner_left_and_nothing_else() -> Result<(
         let docker = docker.clone();
         async move {
             docker.create_container(Some(options), container).await?;
-            docker.create_network(network).await?;
             anyhow::Ok(())
         }
     };
@@ -219,12 +212,11 @@ async fn the_sweep_removes_what_a_dead_owner_left_and_nothing_else() -> Result<(
 
     let second = builder().start().await?;
     assert_eq!(labelled(&docker, format!("laggard.plane={dead}")).await?, [""; 0]);
-    assert_eq!(labelled(&docker, format!("laggard.plane={alive}")).await?.len(), 2);
-    assert_eq!(labelled(&docker, format!("laggard.plane={id}")).await?.len(), 3);
+    assert_eq!(labelled(&docker, format!("laggard.plane={alive}")).await?.len(), 1);
+    assert_eq!(labelled(&docker, format!("laggard.plane={id}")).await?.len(), 2);
 
     let force = RemoveContainerOptionsBuilder::new().force(true).build();
     docker.remove_container(&alive, Some(force)).await?;
-    docker.remove_network(&alive).await?;
     second.stop().await?;
     plane.stop().await?;
     Ok(())

@@ -12,9 +12,7 @@ use anyhow::{Context as _, Result};
 use laggard::Plane;
 use laggard::plane::{BackendKind, PlaneBuilder, docker_engine};
 use testcontainers::bollard::Docker;
-use testcontainers::bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
-};
+use testcontainers::bollard::query_parameters::ListContainersOptionsBuilder;
 
 /// What a plane that is gone, or whose owner is, may still have in the engine, at the longest.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -61,16 +59,12 @@ pub(crate) async fn id_of(docker: &Docker, plane: &Plane) -> Result<String> {
     labels.get("laggard.plane").cloned().context("its container has no label of a plane")
 }
 
-/// The names of all containers, in any state, and networks that have this label.
+/// The names of all containers, in any state, that have this label.
 async fn labelled(docker: &Docker, label: String) -> Result<Vec<String>> {
     let filters = filter(label);
     let containers = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-    let networks = ListNetworksOptionsBuilder::new().filters(&filters).build();
     let containers = docker.list_containers(Some(containers)).await?;
-    let networks = docker.list_networks(Some(networks)).await?;
-    let containers = containers.into_iter().flat_map(|container| container.names);
-    let networks = networks.into_iter().flat_map(|network| network.name);
-    Ok(containers.flatten().chain(networks).collect())
+    Ok(containers.into_iter().flat_map(|container| container.names).flatten().collect())
 }
 
 /// Everything in the engine whose owner is this process of this machine.
@@ -78,9 +72,7 @@ async fn owned_by(docker: &Docker, pid: u32) -> Result<Vec<String>> {
     // A filter cannot ask for a prefix, so each is asked for its owner.
     let filters = filter("laggard.owner".to_owned());
     let containers = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-    let networks = ListNetworksOptionsBuilder::new().filters(&filters).build();
     let containers = docker.list_containers(Some(containers)).await?;
-    let networks = docker.list_networks(Some(networks)).await?;
     let owned = |labels: Option<HashMap<String, String>>| {
         labels.is_some_and(|labels| labels["laggard.owner"].starts_with(&format!("{pid}:")))
     };
@@ -88,11 +80,6 @@ async fn owned_by(docker: &Docker, pid: u32) -> Result<Vec<String>> {
     for container in containers {
         if owned(container.labels) {
             names.extend(container.names.into_iter().flatten());
-        }
-    }
-    for network in networks {
-        if owned(network.labels) {
-            names.extend(network.name);
         }
     }
     Ok(names)
