@@ -338,7 +338,7 @@ pub(super) async fn sow_until<T, E>(
         biased;
         reached = &mut ready => {
             let reached = reached?;
-            // Its gateway may be off, which the API server does not need.
+            // etcd answered the API server, so it will not take long.
             let sown = tokio::time::timeout(SOWN_WITHIN, sowing).await.unwrap_or(false);
             Ok((reached, sown))
         }

@@ -153,50 +153,42 @@ pub enum EtcdError {
     /// No connection came about.
     #[error("cannot connect; does etcd run?")]
     Connect(#[source] std::io::Error),
-    /// The connection broke.
-    #[error("the connection broke")]
-    Connection(#[source] hyper::Error),
+    /// The connection broke, or the other end does not speak HTTP/2.
+    #[error("the connection broke; is it an etcd?")]
+    Connection(#[source] h2::Error),
     /// There was no answer.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// There is no JSON gateway.
-    #[error(
-        "the JSON gateway does not answer (status {status}: {body}); etcd must run with \
-         `--enable-grpc-gateway`, its default, and over TLS its own certificate must also be good \
-         for a client"
-    )]
-    NoGateway {
+    /// Something else answers there.
+    #[error("it answers with the HTTP status {status}, as no etcd does")]
+    NoEtcd {
         /// The status of the answer.
         status: u16,
-        /// Its body.
-        body: String,
     },
     /// etcd refused the request.
-    #[error("it answered {status}: {body}")]
+    #[error("it answered with the gRPC status {status}: {message}")]
     Refused {
-        /// The status of the answer.
-        status: u16,
-        /// Its body.
-        body: String,
+        /// The status of the answer, as gRPC numbers them.
+        status: u32,
+        /// What it says.
+        message: String,
     },
     /// etcd is full and takes nothing more.
     #[error(
-        "it is full: its quota is used up ({body}); compact it while it is used \
+        "it is full: its quota is used up ({message}); compact it while it is used \
          (`Worlds::compact_if_due` after each erasure), or give it a larger \
          `--quota-backend-bytes`"
     )]
     NoSpace {
-        /// The body of the answer.
-        body: String,
+        /// What it says.
+        message: String,
     },
     /// The answer was not understood.
-    #[error("cannot read the answer {body}")]
-    Answer {
-        /// The beginning of the answer.
-        body: String,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
+    #[error("cannot read the answer")]
+    Answer(#[source] prost::DecodeError),
+    /// The answer says that all went well, and nothing else.
+    #[error("the answer has no message")]
+    NoMessage,
     /// etcd ended a watch.
     #[error("the watch ended: {0}")]
     WatchEnded(String),

@@ -9,7 +9,7 @@ use super::WorldError;
 use super::key::{EVENTS, NAMESPACES, RegistryKey, is_world};
 use super::names::NameSet;
 use super::value::Facts;
-use super::wire::ChangedKey;
+use super::wire::KeyValue;
 
 /// One change of one object of a world, as it is in etcd.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl History {
     pub(super) fn record(
         &mut self,
         key: RegistryKey<'_>,
-        change: &ChangedKey<'_>,
+        change: &KeyValue,
         value: Option<Vec<u8>>,
     ) {
         let directory = self.directory(key.directory);

@@ -11,8 +11,7 @@
 //! - A *fork* is a new world made from a moment: [`Worlds::fork`].
 //! - [`Worlds::erase`] removes one.
 //!
-//! All of it happens below the API server, in etcd, which must be reachable through its JSON
-//! gateway ([`EtcdAddress`]).
+//! All of it happens below the API server, in etcd, which must be reachable ([`EtcdAddress`]).
 //!
 //! # What a fork is not
 //!
@@ -136,12 +135,12 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Worlds {
-    /// Connects to an etcd, checks that its gateway answers, and begins to follow it. What dead
+    /// Connects to an etcd, checks that it answers, and begins to follow it. What dead
     /// owners left there is removed, as by [`sweep`](Self::sweep).
     ///
     /// # Errors
     ///
-    /// [`WorldError::Etcd`], whose source says whether there is no etcd or no gateway.
+    /// [`WorldError::Etcd`], whose source says whether nothing answers there or something else.
     pub async fn new(etcd: &EtcdAddress) -> Result<Self, WorldError> {
         Self::with_patience(etcd, PATIENCE).await
     }

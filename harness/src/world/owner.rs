@@ -77,16 +77,16 @@ pub(super) fn mark(namespace: &str, owner: &str) -> (String, Vec<u8>) {
 /// All marks whose owner is gone, and the revision at which that was so.
 pub(super) async fn of_the_dead(etcd: &Etcd) -> Result<(Vec<String>, i64), WorldError> {
     let marks = Range { keys_only: false, ..Range::keys(MARKS) };
-    let success = vec![Operation::Range(Range::keys(OWNERS)), Operation::Range(marks)];
+    let success = vec![Operation::range(Range::keys(OWNERS)), Operation::range(marks)];
     // Both at one revision: an owner registers before it marks.
     let done = etcd
         .txn("list worlds and their owners", &Txn { compare: Vec::<Compare>::new(), success })
         .await?;
-    let mut answers = done.responses.into_iter().map(|it| it.response_range.map(|it| it.kvs));
+    let mut answers = done.responses.into_iter().map(|it| it.range.map(|it| it.kvs));
     let owners = answers.next().flatten().unwrap_or_default();
     let marks = answers.next().flatten().unwrap_or_default();
-    let alive = |owner: &[u8]| owners.iter().any(|it| it.key.0[OWNERS.len()..] == *owner);
-    let dead = marks.into_iter().filter(|mark| !alive(&mark.value.0));
-    let names = dead.map(|mark| String::from_utf8_lossy(&mark.key.0[MARKS.len()..]).into_owned());
+    let alive = |owner: &[u8]| owners.iter().any(|it| it.key[OWNERS.len()..] == *owner);
+    let dead = marks.into_iter().filter(|mark| !alive(&mark.value));
+    let names = dead.map(|mark| String::from_utf8_lossy(&mark.key[MARKS.len()..]).into_owned());
     Ok((names.collect(), done.header.revision))
 }

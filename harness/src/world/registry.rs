@@ -183,7 +183,7 @@ async fn read(etcd: &Etcd, revision: i64) -> Result<Registry, WorldError> {
     let keys = read
         .kvs
         .into_iter()
-        .filter_map(|it| Some((String::from_utf8(it.key.0).ok()?, it.value.0)))
+        .filter_map(|it| Some((String::from_utf8(it.key.into()).ok()?, it.value.to_vec())))
         .filter(|(key, value)| !is_left_alone(key, value))
         .collect();
     let revision = if revision == 0 { read.header.revision } else { revision };

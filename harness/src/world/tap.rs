@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -19,7 +20,7 @@ use super::error::EtcdError;
 use super::etcd::{Etcd, Watch};
 use super::history::History;
 use super::key::{REGISTRY, RegistryKey, is_world};
-use super::wire::{ChangeKind, Changes, ChangesResult, Range};
+use super::wire::{ChangeKind, Changes, Range};
 
 /// How long the tap may take to show what etcd has acknowledged.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
@@ -73,7 +74,7 @@ impl Listener {
 #[derive(Debug, Default)]
 struct Partial {
     revision: i64,
-    keys: HashSet<Vec<u8>>,
+    keys: HashSet<Bytes>,
 }
 
 impl Tap {
@@ -119,30 +120,18 @@ impl Tap {
             self.history().begin();
         }
         loop {
-            let message = next(&mut watch).await.map_err(failed)?;
-            let changes: Changes<'_> = serde_json::from_slice(message).map_err(|source| {
-                let body = String::from_utf8_lossy(&message[..message.len().min(200)]).into_owned();
-                failed(EtcdError::Answer { body, source })
-            })?;
-            let result = match changes {
-                Changes { result: Some(result), error: None } => result,
-                Changes { error, .. } => {
-                    let error = error.map_or("no reason".to_owned(), |error| error.to_string());
-                    return Err(failed(EtcdError::WatchEnded(error)));
-                }
-            };
+            let result = next(&mut watch).await.map_err(failed)?;
             if result.canceled {
                 let first = result.compact_revision;
                 if first == 0 {
-                    let reason = result.cancel_reason.into_owned();
-                    return Err(failed(EtcdError::WatchEnded(reason)));
+                    return Err(failed(EtcdError::WatchEnded(result.cancel_reason)));
                 }
                 watch = etcd.watch_everything(first).await?;
                 self.begin_after_compaction(etcd, listener, first).await?;
                 *partial = Partial::default();
                 continue;
             }
-            self.apply(&result, listener, partial).map_err(failed)?;
+            self.apply(&result, listener, partial);
         }
     }
 
@@ -156,25 +145,20 @@ impl Tap {
         let range = Range { revision: first, ..Range::keys(REGISTRY) };
         let read = etcd.range("list all keys", &range).await?;
         let older = read.kvs.iter().filter(|found| found.mod_revision < first);
-        let keys = older.filter_map(|found| RegistryKey::parse(&found.key.0));
+        let keys = older.filter_map(|found| RegistryKey::parse(&found.key));
         let late = self.history().begin_after_a_gap(first, keys);
         late.iter().for_each(|namespace| listener.hear(namespace));
         self.progress.send_modify(|it| it.revision = it.revision.max(first - 1));
         Ok(())
     }
 
-    fn apply(
-        &self,
-        changes: &ChangesResult<'_>,
-        listener: &Listener,
-        partial: &mut Partial,
-    ) -> Result<(), EtcdError> {
-        let Some(last) = changes.events.last() else { return Ok(()) };
+    fn apply(&self, changes: &Changes, listener: &Listener, partial: &mut Partial) {
+        let Some(last) = changes.events.last() else { return };
         let last = last.kv.mod_revision;
         let mut history = self.history();
         for change in &changes.events {
-            let seen_before = change.kv.mod_revision == partial.revision
-                && partial.keys.contains(&change.kv.key.0);
+            let seen_before =
+                change.kv.mod_revision == partial.revision && partial.keys.contains(&change.kv.key);
             if seen_before {
                 continue;
             }
@@ -182,19 +166,14 @@ impl Tap {
                 if partial.revision != last {
                     *partial = Partial { revision: last, keys: HashSet::new() };
                 }
-                partial.keys.insert(change.kv.key.0.clone());
+                partial.keys.insert(change.kv.key.clone());
             }
-            let Some(key) = RegistryKey::parse(&change.kv.key.0) else { continue };
+            let Some(key) = RegistryKey::parse(&change.kv.key) else { continue };
             if !is_world(key.namespace) {
                 continue;
             }
-            let value = match change.kind {
-                ChangeKind::Delete => None,
-                ChangeKind::Put => {
-                    let value = change.kv.value();
-                    Some(value.map_err(|error| EtcdError::WatchEnded(error.to_string()))?)
-                }
-            };
+            // A copy, since the rest of the message is of no interest.
+            let value = (change.kind() == ChangeKind::Put).then(|| change.kv.value.to_vec());
             if value.is_some() && history.is_erased(key.namespace) {
                 listener.hear(key.namespace);
             }
@@ -208,7 +187,6 @@ impl Tap {
             progress.revision = progress.revision.max(complete);
             further
         });
-        Ok(())
     }
 
     /// Waits until all changes up to `revision` were seen. Dropping the future is harmless.
@@ -249,7 +227,7 @@ impl Tap {
     }
 }
 
-async fn next(watch: &mut Watch) -> Result<&[u8], EtcdError> {
+async fn next(watch: &mut Watch) -> Result<Changes, EtcdError> {
     watch.next().await?.ok_or_else(|| EtcdError::WatchEnded("etcd closed it".to_owned()))
 }
 
@@ -266,18 +244,16 @@ fn chain(error: &WorldError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::{Change, KeyValue};
     use super::*;
 
     /// A message with puts of objects of one world.
-    fn message(fragment: bool, changes: &[(i64, &str)]) -> String {
-        use base64::Engine as _;
-        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-        let events = changes.iter().map(|(revision, path)| {
-            let key = encoded(&format!("/registry/{path}"));
-            format!(r#"{{"kv":{{"key":"{key}","mod_revision":"{revision}","version":"1"}}}}"#)
+    fn message(fragment: bool, changes: &[(i64, &str)]) -> Changes {
+        let events = changes.iter().map(|&(mod_revision, path)| {
+            let key = format!("/registry/{path}").into();
+            Change { kind: 0, kv: KeyValue { key, mod_revision, version: 1, ..Default::default() } }
         });
-        let events: Vec<_> = events.collect();
-        format!(r#"{{"result":{{"fragment":{fragment},"events":[{}]}}}}"#, events.join(","))
+        Changes { fragment, events: events.collect(), ..Default::default() }
     }
 
     #[test]
@@ -288,9 +264,7 @@ mod tests {
             Listener { background: Background::default(), late: mpsc::unbounded_channel().0 };
         let mut partial = Partial::default();
         let mut apply = |fragment, changes: &[(i64, &str)]| {
-            let message = message(fragment, changes);
-            let changes: Changes<'_> = serde_json::from_str(&message).unwrap();
-            tap.apply(&changes.result.unwrap(), &listener, &mut partial).unwrap();
+            tap.apply(&message(fragment, changes), &listener, &mut partial);
             tap.seen()
         };
         let (namespace, a, b) =

@@ -1,27 +1,9 @@
-//! What goes to etcd's JSON gateway and comes back, as JSON.
+//! What goes to etcd and comes back: the messages of its gRPC services, with the fields that are used here.
+//!
+//! Source: etcd, `api/etcdserverpb/rpc.proto` and `api/mvccpb/kv.proto`; unknown fields are skipped.
 
-use std::borrow::Cow;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// Bytes, as the gateway writes them.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(super) struct Base64(pub(super) Vec<u8>);
-
-impl Serialize for Base64 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&STANDARD.encode(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Base64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Cow::<str>::deserialize(deserializer)?;
-        STANDARD.decode(text.as_bytes()).map(Self).map_err(serde::de::Error::custom)
-    }
-}
+use bytes::Bytes;
+use prost::Message;
 
 /// The first key after all that begin with `prefix`.
 pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
@@ -35,252 +17,275 @@ pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Empty {}
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Status {
+    #[prost(string, tag = "2")]
     pub(super) version: String,
-    #[serde(rename = "dbSize", default, deserialize_with = "number")]
+    #[prost(int64, tag = "3")]
     pub(super) size: i64,
-    #[serde(rename = "dbSizeInUse", default, deserialize_with = "number")]
+    #[prost(int64, tag = "9")]
     pub(super) size_in_use: i64,
     /// 0 before etcd 3.6.
-    #[serde(rename = "dbSizeQuota", default, deserialize_with = "number")]
+    #[prost(int64, tag = "12")]
     pub(super) quota: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Compact {
+    #[prost(int64, tag = "1")]
     pub(super) revision: i64,
     /// Answer when the space is free, rather than when the revision is taken note of.
+    #[prost(bool, tag = "2")]
     pub(super) physical: bool,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Range {
-    pub(super) key: Base64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) range_end: Option<Base64>,
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+    /// Empty: only the key itself.
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) range_end: Vec<u8>,
     /// 0: the present.
+    #[prost(int64, tag = "4")]
     pub(super) revision: i64,
+    #[prost(bool, tag = "8")]
     pub(super) keys_only: bool,
+    #[prost(bool, tag = "9")]
     pub(super) count_only: bool,
 }
 
 impl Range {
     /// The keys that begin with `prefix`.
     pub(super) fn keys(prefix: &str) -> Self {
-        Self {
-            key: Base64(prefix.as_bytes().to_vec()),
-            range_end: Some(Base64(end_of(prefix.as_bytes()))),
-            keys_only: true,
-            ..Self::default()
-        }
+        let key = prefix.as_bytes().to_vec();
+        Self { range_end: end_of(&key), key, keys_only: true, ..Self::default() }
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Read {
-    #[serde(default)]
+    #[prost(message, required, tag = "1")]
     pub(super) header: Header,
-    #[serde(default)]
+    #[prost(message, repeated, tag = "2")]
     pub(super) kvs: Vec<KeyValue>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Header {
-    #[serde(default, deserialize_with = "number")]
+    #[prost(int64, tag = "3")]
     pub(super) revision: i64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct KeyValue {
-    pub(super) key: Base64,
-    #[serde(default)]
-    pub(super) value: Base64,
-    #[serde(default, deserialize_with = "number")]
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) key: Bytes,
+    #[prost(int64, tag = "3")]
     pub(super) mod_revision: i64,
+    #[prost(int64, tag = "4")]
+    pub(super) version: i64,
+    /// A part of the message that it came in, all of which stays as long as this does.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) value: Bytes,
 }
 
 /// At most 128 comparisons and as many operations, etcd's default limit.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Txn {
+    #[prost(message, repeated, tag = "1")]
     pub(super) compare: Vec<Compare>,
+    #[prost(message, repeated, tag = "2")]
     pub(super) success: Vec<Operation>,
 }
 
-#[derive(Debug, Serialize)]
+/// Of a key's version, which is 0 for a key that is not there.
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Compare {
-    key: Base64,
-    target: &'static str,
-    result: &'static str,
-    version: i64,
+    #[prost(enumeration = "Comparison", tag = "1")]
+    result: i32,
+    #[prost(bytes = "vec", tag = "3")]
+    key: Vec<u8>,
+    /// Always written: without it etcd finds everything equal.
+    #[prost(int64, optional, tag = "4")]
+    version: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, prost::Enumeration)]
+#[repr(i32)]
+enum Comparison {
+    Equal = 0,
+    Greater = 1,
 }
 
 impl Compare {
     /// There is no such key.
     pub(super) fn absent(key: &str) -> Self {
-        let key = Base64(key.as_bytes().to_vec());
-        Self { key, target: "VERSION", result: "EQUAL", version: 0 }
+        Self::version_zero(Comparison::Equal, key)
     }
 
     /// There is such a key.
     pub(super) fn present(key: &str) -> Self {
-        Self { result: "GREATER", ..Self::absent(key) }
+        Self::version_zero(Comparison::Greater, key)
+    }
+
+    fn version_zero(result: Comparison, key: &str) -> Self {
+        Self { result: result.into(), key: key.as_bytes().to_vec(), version: Some(0) }
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) enum Operation {
-    #[serde(rename = "request_put")]
-    Put { key: Base64, value: Base64, lease: i64 },
-    #[serde(rename = "request_delete_range")]
-    DeleteRange { key: Base64, range_end: Base64 },
-    #[serde(rename = "request_range")]
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Operation {
+    #[prost(oneof = "Request", tags = "1, 2, 3")]
+    request: Option<Request>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Request {
+    #[prost(message, tag = "1")]
     Range(Range),
+    #[prost(message, tag = "2")]
+    Put(Put),
+    #[prost(message, tag = "3")]
+    DeleteRange(DeleteRange),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Put {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+    #[prost(int64, tag = "3")]
+    lease: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DeleteRange {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    range_end: Vec<u8>,
+}
+
+impl From<Request> for Operation {
+    fn from(request: Request) -> Self {
+        Self { request: Some(request) }
+    }
 }
 
 impl Operation {
     pub(super) fn put(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
-        Self::Put { key: Base64(key.into()), value: Base64(value.into()), lease: 0 }
+        Request::Put(Put { key: key.into(), value: value.into(), lease: 0 }).into()
     }
 
     /// A key without a value that goes with the lease.
     pub(super) fn put_with_lease(key: impl Into<Vec<u8>>, lease: i64) -> Self {
-        Self::Put { key: Base64(key.into()), value: Base64::default(), lease }
+        Request::Put(Put { key: key.into(), value: Vec::new(), lease }).into()
     }
 
     pub(super) fn delete(key: impl Into<Vec<u8>>) -> Self {
-        Self::DeleteRange { key: Base64(key.into()), range_end: Base64::default() }
+        Request::DeleteRange(DeleteRange { key: key.into(), range_end: Vec::new() }).into()
     }
 
     /// Deletes all keys that begin with `prefix`.
     pub(super) fn delete_all(prefix: &str) -> Self {
-        Self::DeleteRange {
-            key: Base64(prefix.as_bytes().to_vec()),
-            range_end: Base64(end_of(prefix.as_bytes())),
-        }
+        let key = prefix.as_bytes().to_vec();
+        Request::DeleteRange(DeleteRange { range_end: end_of(&key), key }).into()
+    }
+
+    pub(super) fn range(range: Range) -> Self {
+        Request::Range(range).into()
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Done {
-    #[serde(default)]
+    #[prost(message, required, tag = "1")]
     pub(super) header: Header,
     /// Whether the comparisons held.
-    #[serde(default)]
+    #[prost(bool, tag = "2")]
     pub(super) succeeded: bool,
-    #[serde(default)]
+    #[prost(message, repeated, tag = "3")]
     pub(super) responses: Vec<Answer>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Answer {
-    pub(super) response_range: Option<Read>,
+    #[prost(message, optional, tag = "1")]
+    pub(super) range: Option<Read>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Grant {
-    #[serde(rename = "TTL")]
-    pub(super) ttl: u64,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct LeaseId {
-    #[serde(rename = "ID")]
-    pub(super) id: i64,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Lease {
-    #[serde(rename = "ID", default, deserialize_with = "number")]
-    pub(super) id: i64,
-    #[serde(rename = "TTL", default, deserialize_with = "number")]
+    #[prost(int64, tag = "1")]
     pub(super) ttl: i64,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Streamed<T> {
-    pub(super) result: T,
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct LeaseId {
+    #[prost(int64, tag = "1")]
+    pub(super) id: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Lease {
+    #[prost(int64, tag = "2")]
+    pub(super) id: i64,
+    #[prost(int64, tag = "3")]
+    pub(super) ttl: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchRequest {
-    pub(super) create_request: WatchCreate,
+    #[prost(message, optional, tag = "1")]
+    pub(super) create: Option<WatchCreate>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchCreate {
-    pub(super) key: Base64,
-    pub(super) range_end: Base64,
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) range_end: Vec<u8>,
+    #[prost(int64, tag = "3")]
     pub(super) start_revision: i64,
+    #[prost(bool, tag = "8")]
     pub(super) fragment: bool,
 }
 
 /// One message of a watch.
-#[derive(Debug, Deserialize)]
-pub(super) struct Changes<'a> {
-    #[serde(borrow)]
-    pub(super) result: Option<ChangesResult<'a>>,
-    /// Instead of a result, when the gateway ends the watch.
-    pub(super) error: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct ChangesResult<'a> {
-    #[serde(default)]
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Changes {
+    #[prost(bool, tag = "4")]
     pub(super) canceled: bool,
-    #[serde(borrow, default)]
-    pub(super) cancel_reason: Cow<'a, str>,
-    #[serde(default, deserialize_with = "number")]
+    #[prost(int64, tag = "5")]
     pub(super) compact_revision: i64,
+    #[prost(string, tag = "6")]
+    pub(super) cancel_reason: String,
     /// The rest of the last revision's changes comes with the next message.
-    #[serde(default)]
+    #[prost(bool, tag = "7")]
     pub(super) fragment: bool,
-    #[serde(borrow, default)]
-    pub(super) events: Vec<Change<'a>>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) events: Vec<Change>,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Change<'a> {
-    /// Absent for a put.
-    #[serde(rename = "type", default)]
-    pub(super) kind: ChangeKind,
-    #[serde(borrow)]
-    pub(super) kv: ChangedKey<'a>,
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Change {
+    #[prost(enumeration = "ChangeKind", tag = "1")]
+    pub(super) kind: i32,
+    #[prost(message, required, tag = "2")]
+    pub(super) kv: KeyValue,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "UPPERCASE")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, prost::Enumeration)]
+#[repr(i32)]
 pub(super) enum ChangeKind {
-    #[default]
-    Put,
-    Delete,
-}
-
-/// The value stays as it is on the wire, since most of them interest nobody.
-#[derive(Debug, Deserialize)]
-pub(super) struct ChangedKey<'a> {
-    pub(super) key: Base64,
-    #[serde(borrow, default)]
-    value: Cow<'a, str>,
-    #[serde(default, deserialize_with = "number")]
-    pub(super) mod_revision: i64,
-    #[serde(default, deserialize_with = "number")]
-    pub(super) version: i64,
-}
-
-impl ChangedKey<'_> {
-    pub(super) fn value(&self) -> Result<Vec<u8>, base64::DecodeError> {
-        STANDARD.decode(self.value.as_bytes())
-    }
-}
-
-/// The gateway writes 64-bit numbers as strings, as JSON's own are not exact.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    let text = Cow::<str>::deserialize(deserializer)?;
-    text.parse().map_err(serde::de::Error::custom)
+    Put = 0,
+    Delete = 1,
 }
 
 #[cfg(test)]
@@ -295,15 +300,10 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_a_watch_is_read_as_etcd_writes_it() {
-        let line = br#"{"result":{"header":{"revision":"5"},"events":[
-            {"kv":{"key":"YQ==","create_revision":"2","mod_revision":"3","version":"2","value":"Yg=="}},
-            {"type":"DELETE","kv":{"key":"YQ==","mod_revision":"5"}}]}}"#;
-        let changes: Changes<'_> = serde_json::from_slice(line).unwrap();
-        let events = changes.result.unwrap().events;
-        assert_eq!((events[0].kind, events[1].kind), (ChangeKind::Put, ChangeKind::Delete));
-        assert_eq!(events[0].kv.value().unwrap(), b"b");
-        assert_eq!((events[0].kv.version, events[1].kv.mod_revision), (2, 5));
-        assert!(matches!(events[0].kv.value, std::borrow::Cow::Borrowed(_)));
+    fn a_comparison_with_zero_says_so() {
+        let absent = Compare::absent("k").encode_to_vec();
+        assert_eq!(absent, [0x1a, 1, b'k', 0x20, 0]);
+        let present = Compare::present("k").encode_to_vec();
+        assert_eq!(present, [0x08, 1, 0x1a, 1, b'k', 0x20, 0]);
     }
 }

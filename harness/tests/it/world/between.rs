@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use bytes::Bytes;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
@@ -57,49 +57,93 @@ impl Between {
     }
 }
 
-/// Requests are small and sent one at a time, so each is counted where its head comes by.
+/// One connection of a client, with a connection to etcd of its own. Ends when either does, or with the cut.
 async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let is_watch = Arc::new(AtomicBool::new(false));
-    let (watches, mut held) = (is_watch.clone(), state.watches_held.subscribe());
-    let answers = tokio::spawn(async move {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
-            if watches.load(Ordering::SeqCst) && held.wait_for(|held| !held).await.is_err() {
-                return;
+    let Ok((to_etcd, etcd)) = h2::client::handshake(server).await else { return };
+    let Ok(mut requests) = h2::server::handshake(client).await else { return };
+    let etcd = AbortOnDrop(tokio::spawn(etcd));
+    let (cut, mut is_cut) = tokio::sync::mpsc::channel(1);
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        let request = tokio::select! {
+            request = requests.accept() => request,
+            // The client is told nothing but that the connection has ended.
+            _ = is_cut.recv() => return,
+        };
+        let Some(Ok((request, answer))) = request else { break };
+        let (to_etcd, state, cut) = (to_etcd.clone(), state.clone(), cut.clone());
+        streams.spawn(async move {
+            if let Err(error) = stream(request, answer, to_etcd, &state, &cut).await {
+                println!("between: {error:#}");
+                let _ = cut.send(()).await;
             }
-            if to_client.write_all(&buffer[..read]).await.is_err() {
-                return;
-            }
-        }
-    });
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
-        let request = &buffer[..read];
-        if request.starts_with(b"POST /v3/watch") {
-            is_watch.store(true, Ordering::SeqCst);
-            let (mut broken, answers) = (state.watches_broken.subscribe(), answers.abort_handle());
-            tokio::spawn(async move {
-                // With it goes the half of the connection that it writes to, and the client is told.
-                if broken.wait_for(|broken| *broken).await.is_ok() {
-                    answers.abort();
-                }
-            });
-        }
-        if request.starts_with(b"POST /v3/kv/txn") && state.armed.load(Ordering::SeqCst) {
-            if state.left.load(Ordering::SeqCst) == 0 {
-                // It reaches etcd, which may carry it out; but nobody hears of it.
-                answers.abort();
-                let _ = to_server.write_all(request).await;
-                state.armed.store(false, Ordering::SeqCst);
-                return;
-            }
-            state.left.fetch_sub(1, Ordering::SeqCst);
-        }
-        if to_server.write_all(request).await.is_err() {
-            break;
-        }
+        });
     }
-    answers.abort();
+    drop(etcd);
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn stream(
+    request: http::Request<h2::RecvStream>,
+    mut answer: h2::server::SendResponse<Bytes>,
+    to_etcd: h2::client::SendRequest<Bytes>,
+    state: &State,
+    cut: &tokio::sync::mpsc::Sender<()>,
+) -> Result<()> {
+    let (head, mut asked) = request.into_parts();
+    let (is_txn, is_watch) =
+        (head.uri.path() == "/etcdserverpb.KV/Txn", head.uri.path() == "/etcdserverpb.Watch/Watch");
+    let is_last = is_txn
+        && state.armed.load(Ordering::SeqCst)
+        && state
+            .left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1))
+            .is_err();
+    let mut to_etcd = to_etcd.ready().await?;
+    let (answered, mut ask) = to_etcd.send_request(http::Request::from_parts(head, ()), false)?;
+    let questions = async {
+        while let Some(data) = asked.data().await {
+            let data = data?;
+            asked.flow_control().release_capacity(data.len())?;
+            ask.send_data(data, false)?;
+        }
+        ask.send_data(Bytes::new(), true)?;
+        anyhow::Ok(())
+    };
+    let mut held = state.watches_held.subscribe();
+    let answers = async {
+        let (head, mut body) = answered.await?.into_parts();
+        if is_last {
+            // It reached etcd, which may have carried it out; but nobody hears of it.
+            state.armed.store(false, Ordering::SeqCst);
+            cut.send(()).await?;
+            return Ok(());
+        }
+        let mut answer = answer.send_response(http::Response::from_parts(head, ()), false)?;
+        while let Some(data) = body.data().await {
+            let data = data?;
+            body.flow_control().release_capacity(data.len())?;
+            if is_watch {
+                held.wait_for(|held| !held).await?;
+            }
+            answer.send_data(data, false)?;
+        }
+        answer.send_trailers(body.trailers().await?.unwrap_or_default())?;
+        anyhow::Ok(())
+    };
+    let mut broken = state.watches_broken.subscribe();
+    let both = async { futures::try_join!(questions, answers).map(drop) };
+    let broken = async { broken.wait_for(|broken| *broken).await.map(drop) };
+    tokio::select! {
+        done = both => done?,
+        _ = broken, if is_watch => cut.send(()).await?,
+    }
+    Ok(())
 }

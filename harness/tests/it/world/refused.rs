@@ -125,15 +125,30 @@ async fn a_moment_that_is_not_there_says_why() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_etcd_without_a_gateway_and_no_etcd_are_told_apart() -> Result<()> {
+async fn an_etcd_needs_no_gateway_and_what_is_none_is_told_apart() -> Result<()> {
     let flags = Flags::new().set("enable-grpc-gateway", "false");
     let builder = Plane::builder().backend(BackendKind::Process).etcd_flags(flags);
     let plane = builder.start().await?;
-    let error = Worlds::new(&plane.etcd()?).await.expect_err("there is no gateway");
-    let WorldError::Etcd { source, .. } = &error else { panic!("{error:?}") };
-    assert!(matches!(**source, EtcdError::NoGateway { .. }), "{source:?}");
-    println!("{:#}", anyhow::Error::from(error));
+    Worlds::new(&plane.etcd()?).await?.close().await?;
     plane.stop().await?;
+
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("s");
+    let listener = tokio::net::UnixListener::bind(&path)?;
+    let other = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        loop {
+            let (mut stream, _) = listener.accept().await?;
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await?;
+        }
+        #[expect(unreachable_code, reason = "it gives the block its type")]
+        anyhow::Ok(())
+    });
+    let error = Worlds::new(&EtcdAddress::Unix(path)).await.expect_err("it is no etcd");
+    let WorldError::Etcd { source, .. } = &error else { panic!("{error:?}") };
+    assert!(matches!(**source, EtcdError::Connection(_)), "{source:?}");
+    println!("{:#}", anyhow::Error::from(error));
+    other.abort();
 
     let nowhere = EtcdAddress::Unix("/nonexistent/c.sock".into());
     let error = Worlds::new(&nowhere).await.expect_err("there is none");
