@@ -14,6 +14,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use laggard::Plane;
+use laggard::plane::Readiness;
 use laggard::lag::Lag;
 use serde_json::json;
 
@@ -25,7 +26,7 @@ const EVENTS: usize = 200;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let plane = Plane::builder().exploring().start().await?;
+    let plane = Plane::builder().exploring().readiness(Readiness::Full).start().await?;
     println!("plane: {}", plane.preset());
     let mut figures = Figures::of("release");
     let mut times = released(&plane).await?;

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use laggard::Plane;
+use laggard::plane::Readiness;
 use laggard::world::{Moment, Worlds};
 use serde_json::{from_value, json};
 
@@ -25,7 +26,7 @@ const MANY: usize = 1000;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let plane = Plane::builder().exploring().start().await?;
+    let plane = Plane::builder().exploring().readiness(Readiness::Full).start().await?;
     println!("plane: {}", plane.preset());
     let client = plane.client()?;
     let worlds = Worlds::new(&plane.etcd()?).await?;
