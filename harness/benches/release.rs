@@ -14,8 +14,8 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use laggard::Plane;
-use laggard::plane::Readiness;
 use laggard::lag::Lag;
+use laggard::plane::Readiness;
 use serde_json::json;
 
 use figures::{Figures, share};

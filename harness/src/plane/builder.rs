@@ -1,35 +1,29 @@
 //! Describing a plane, and starting it.
 
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use base64::Engine as _;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Config;
 use kube::api::{Api, DynamicObject};
 use kube::client::ConfigExt as _;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use serde_json::json;
 
-use super::backend::{Backend, Ingredients, Server, Surroundings};
+use super::attempt::{Answer, Attempt, refuse_removals, watched};
+use super::backend::Ingredients;
 use super::controllers::{self, Controller};
 use super::directory::new_id;
-use super::error::{Evidence, ServerEvidence, StartError, StartErrorKind, Step};
+use super::error::{StartError, StartErrorKind, Step};
 use super::flags::Flags;
-use super::pki::{Pair, Pki, SERVER_NAME};
+use super::launched::{Launched, Programs};
+use super::pki::Pki;
 use super::preset::Tuning;
-use super::process::ProcessBackend;
 use super::ready::Probe;
-use super::refusal::{self, Refusal, Refused};
 use super::settings::{AUDIT_POLICY, Named};
 use super::template::{self, Plan, Template};
 use super::{BackendKind, Plane, Readiness, Timings};
-use crate::assets::{Assets, Binary, Wanted};
+use crate::assets::{Binary, Wanted};
 use crate::manifests::{apply, install_crds, until_served};
 use crate::world::Registry;
 
@@ -503,317 +497,11 @@ impl PlaneBuilder {
     }
 }
 
-/// The name of the controller-manager's kubeconfig among the files of a plane.
-pub(crate) const CONTROLLER_MANAGER_KUBECONFIG: &str = "controller-manager.kubeconfig";
-
 #[derive(Debug)]
 struct Settings {
     backend: BackendKind,
     start_timeout: Duration,
     template: Template,
-}
-
-/// How far a start has come.
-#[derive(Debug)]
-struct Attempt {
-    step: Step,
-    begun: Instant,
-    answer: Answer,
-}
-
-impl Attempt {
-    fn failed(&self, kind: StartErrorKind) -> StartError {
-        StartError {
-            step: self.step,
-            waited: self.begun.elapsed(),
-            evidence: Box::default(),
-            kind: Box::new(kind),
-        }
-    }
-}
-
-/// What was seen last, for the error of a deadline that comes from outside.
-#[derive(Clone, Debug, Default)]
-struct Answer(Arc<Mutex<Option<String>>>);
-
-impl Answer {
-    fn set(&self, answer: &str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer.to_owned());
-    }
-
-    fn get(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Polls the wait, and notes the probe's last answer whenever the wait is dropped or ends.
-    async fn follow<T>(&self, probe: &Probe, wait: impl Future<Output = T>) -> T {
-        struct Note<'a>(&'a Answer, &'a Probe);
-        impl Drop for Note<'_> {
-            fn drop(&mut self) {
-                self.0.set(&self.1.last_answer());
-            }
-        }
-        let _note = Note(self, probe);
-        wait.await
-    }
-}
-
-/// Waits for something, but not longer than the servers live.
-async fn watched<T>(
-    backend: &dyn Backend,
-    wait: impl Future<Output = Result<T, StartErrorKind>>,
-) -> Result<T, StartErrorKind> {
-    tokio::select! {
-        biased;
-        result = wait => result,
-        (server, status) = backend.ended() => Err(StartErrorKind::Exited { server, status }),
-    }
-}
-
-/// The refusal in the log of a server that ended, if it ended of one.
-async fn refusal_of(
-    backend: &dyn Backend,
-    kind: &StartErrorKind,
-    evidence: &[ServerEvidence],
-) -> Option<Refusal> {
-    let StartErrorKind::Exited { server, .. } = kind else { return None };
-    let evidence = evidence.iter().find(|evidence| evidence.server == *server)?;
-    let refused = refusal::refused(&evidence.log_tail)?.asked_by(&evidence.command);
-    let help = backend.ask(*server, "--help").await;
-    Some(refusal(backend, *server, refused, help.as_deref()).await)
-}
-
-/// An error if a flag was to be removed that neither we set nor the server has: a typo that no
-/// server would ever complain about.
-async fn refuse_removals(backend: &dyn Backend, server: &Server) -> Result<(), StartErrorKind> {
-    if server.removed.is_empty() {
-        return Ok(());
-    }
-    // Without an answer, let it be: it changes nothing.
-    let Some(help) = backend.ask(server.binary, "--help").await else { return Ok(()) };
-    let known = refusal::flags(&help);
-    match server.removed.iter().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(()),
-        Some(name) => {
-            let refused = Refused::Flag { name: name.clone() };
-            let refusal = refusal(backend, server.binary, refused, Some(&help)).await;
-            Err(StartErrorKind::Refused(Box::new(refusal)))
-        }
-    }
-}
-
-async fn refusal(
-    backend: &dyn Backend,
-    server: Binary,
-    refused: Refused,
-    help: Option<&str>,
-) -> Refusal {
-    let version = backend.ask(server, "--version").await;
-    let version =
-        version.and_then(|answer| answer.split_whitespace().find_map(|word| word.parse().ok()));
-    let mut refusal = Refusal { server, version, refused, near: Vec::new() };
-    refusal.look_up(help.unwrap_or_default());
-    refusal
-}
-
-/// What a backend runs.
-#[derive(Debug)]
-enum Programs {
-    Binaries(Assets),
-    #[cfg(feature = "container")]
-    Images(super::container::Images),
-}
-
-/// A backend together with what only one kind of it can do.
-#[derive(Debug)]
-enum Launched {
-    Process(ProcessBackend, Surroundings),
-    #[cfg(feature = "container")]
-    Container(super::container::ContainerBackend, Surroundings),
-}
-
-impl Programs {
-    /// What they are, in words that change when they do; `None` if a file cannot be looked at.
-    fn identity(&self) -> Option<String> {
-        let of_file = |binary: Binary, path: &Path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-            Some(format!("{binary} {} {} {modified:?}", path.display(), metadata.len()))
-        };
-        let servers = [Binary::Etcd, Binary::KubeApiserver];
-        let all: Option<Vec<String>> = match self {
-            Self::Binaries(assets) => {
-                let of = assets.iter().filter(|(binary, _)| servers.contains(binary));
-                of.map(|(binary, path)| of_file(binary, path)).collect()
-            }
-            #[cfg(feature = "container")]
-            Self::Images(images) => {
-                servers.into_iter().map(|binary| images.identity(binary)).collect()
-            }
-        };
-        Some(all?.join("; "))
-    }
-}
-
-impl Launched {
-    async fn prepare(from: &Ingredients<'_>, programs: Programs) -> Result<Self, StartErrorKind> {
-        match programs {
-            Programs::Binaries(assets) => {
-                let backend = ProcessBackend::prepare(from, assets)?;
-                let surroundings = backend.surroundings();
-                Ok(Self::Process(backend, surroundings))
-            }
-            #[cfg(feature = "container")]
-            Programs::Images(images) => {
-                let backend = super::container::ContainerBackend::prepare(from, images).await?;
-                let surroundings = backend.surroundings();
-                Ok(Self::Container(backend, surroundings))
-            }
-        }
-    }
-
-    fn backend(&mut self) -> &mut dyn Backend {
-        match self {
-            Self::Process(backend, _) => backend,
-            #[cfg(feature = "container")]
-            Self::Container(backend, _) => backend,
-        }
-    }
-
-    fn surroundings(&self) -> &Surroundings {
-        match self {
-            Self::Process(_, surroundings) => surroundings,
-            #[cfg(feature = "container")]
-            Self::Container(_, surroundings) => surroundings,
-        }
-    }
-
-    fn into_backend(self) -> Box<dyn Backend> {
-        match self {
-            Self::Process(backend, _) => Box::new(backend),
-            #[cfg(feature = "container")]
-            Self::Container(backend, _) => Box::new(backend),
-        }
-    }
-
-    fn config(&mut self, pki: &Pki) -> Result<(Config, serde_json::Value), StartErrorKind> {
-        let address = self.backend().apiserver();
-        let url = match address {
-            Some(address) => format!("https://{address}"),
-            None => self.surroundings().apiserver_url.clone(),
-        };
-        let kubeconfig = kubeconfig(&url, pki.serving_ca.certificate(), &pki.admin);
-        Ok((config_from(&url, pki, &kubeconfig)?, kubeconfig))
-    }
-
-    fn write_controller_manager_kubeconfig(&mut self, pki: &Pki) -> Result<(), StartErrorKind> {
-        let url = &self.surroundings().apiserver_url;
-        let text = kubeconfig(url, pki.serving_ca.certificate(), &pki.admin).to_string();
-        self.add_file(CONTROLLER_MANAGER_KUBECONFIG, text)
-    }
-
-    /// A file for the servers that are launched from now on.
-    fn add_file(&mut self, name: &'static str, content: String) -> Result<(), StartErrorKind> {
-        match self {
-            Self::Process(backend, around) => {
-                backend.write(&format!("{}{name}", around.files), content.as_bytes())
-            }
-            #[cfg(feature = "container")]
-            Self::Container(backend, _) => {
-                backend.add_file(name, content);
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the API server ended because somebody else listens on its port.
-    async fn lost_its_port(&mut self) -> bool {
-        let evidence = self.backend().evidence().await;
-        evidence.iter().any(|server| {
-            server.server == Binary::KubeApiserver
-                && server.status.is_some()
-                && server.log_tail.contains("address already in use")
-        })
-    }
-
-    async fn take_another_port(&mut self) -> Result<(), StartErrorKind> {
-        self.backend().stop_servers().await;
-        match self {
-            Self::Process(backend, surroundings) => {
-                backend.take_another_port()?;
-                *surroundings = backend.surroundings();
-            }
-            // The engine chose the port, and the server has its container to itself.
-            #[cfg(feature = "container")]
-            Self::Container(..) => {}
-        }
-        Ok(())
-    }
-
-    /// Gathers the evidence, ends what was started, and makes the error.
-    async fn roll_back(mut self, attempt: Attempt, mut kind: StartErrorKind) -> StartError {
-        let backend = self.backend();
-        let mut servers = backend.evidence().await;
-        let mut last_answer = attempt.answer.get();
-        if let Some(refusal) = refusal_of(backend, &kind, &servers).await {
-            // What the others were doing explains nothing.
-            servers.retain(|server| server.server == refusal.server);
-            last_answer = None;
-            kind = StartErrorKind::Refused(Box::new(refusal));
-        }
-        kind = kind.explained_by(&servers);
-        let logs = if servers.is_empty() { None } else { backend.keep_logs().await };
-        let (_, left) = backend.stop().await;
-        for left in left {
-            tracing::warn!(%left, "a failed start could not be rolled back in full");
-        }
-        let mut error = attempt.failed(kind);
-        error.evidence = Box::new(Evidence { servers, last_answer, logs });
-        error
-    }
-}
-
-/// A kubeconfig with everything inside.
-fn kubeconfig(url: &str, ca: &str, user: &Pair) -> serde_json::Value {
-    let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "laggard",
-        "clusters": [{ "name": "laggard", "cluster": {
-            "server": url,
-            "tls-server-name": SERVER_NAME,
-            "certificate-authority-data": encoded(ca),
-        } }],
-        "users": [{ "name": "laggard", "user": {
-            "client-certificate-data": encoded(&user.certificate),
-            "client-key-data": encoded(&user.key),
-        } }],
-        "contexts": [{ "name": "laggard", "context": { "cluster": "laggard", "user": "laggard" } }],
-    })
-}
-
-/// Not by way of the kubeconfig: kube reads HTTPS_PROXY and NO_PROXY with it, and fails where they
-/// are nonsense; loopback is behind no proxy.
-fn config_from(
-    url: &str,
-    pki: &Pki,
-    kubeconfig: &serde_json::Value,
-) -> Result<Config, StartErrorKind> {
-    let made = || -> Result<Config, Box<dyn std::error::Error + Send + Sync>> {
-        let mut config = Config::new(url.parse()?);
-        let ca = CertificateDer::from_pem_slice(pki.serving_ca.certificate().as_bytes())?;
-        config.root_cert = Some(vec![ca.to_vec()]);
-        config.tls_server_name = Some(SERVER_NAME.to_owned());
-        config.auth_info = serde_json::from_value(kubeconfig["users"][0]["user"].clone())?;
-        Ok(config)
-    };
-    let mut config = made().map_err(|error| {
-        StartErrorKind::system("make a client configuration", std::io::Error::other(error))
-    })?;
-    // What the server answered is what the test sees.
-    config.default_retry = false;
-    Ok(config)
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! then what the builder says by name, then its flags.
 
 use super::backend::{Server, Surroundings};
-use super::builder::{CONTROLLER_MANAGER_KUBECONFIG, PlaneBuilder};
+use super::builder::PlaneBuilder;
 use super::controllers::{self, Controller};
 use super::flags::Flags;
+use super::launched::CONTROLLER_MANAGER_KUBECONFIG;
 use super::preset::Tuning;
 use crate::assets::Binary;
 

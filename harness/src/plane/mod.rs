@@ -19,6 +19,7 @@
 //! plane is ended at once.
 
 mod attach;
+mod attempt;
 mod audit;
 mod backend;
 mod builder;
@@ -30,6 +31,7 @@ mod directory;
 mod error;
 mod flags;
 mod go_duration;
+mod launched;
 mod pki;
 mod preset;
 mod process;
