@@ -15,6 +15,7 @@
 
 mod build;
 mod engine;
+mod files;
 mod images;
 mod labels;
 mod reaper;
@@ -77,6 +78,10 @@ pub(crate) struct ContainerBackend {
     id: String,
     images: Images,
     files: Vec<ServerFile>,
+    /// How many of them are in the engine.
+    copied: usize,
+    /// The copy while it is being made, whether or not anybody still waits for it.
+    copying: Option<Making<()>>,
     containers: BTreeMap<Binary, Running>,
     /// Containers that are being made, whether or not anybody still waits for them.
     starting: FuturesUnordered<Making<(Binary, Running)>>,
@@ -103,6 +108,8 @@ impl ContainerBackend {
             id: from.id.to_owned(),
             images,
             files: files(from.pki, Some(&etcd)),
+            copied: 0,
+            copying: None,
             containers: BTreeMap::new(),
             starting: FuturesUnordered::new(),
             logs: None,
@@ -150,8 +157,13 @@ impl ContainerBackend {
 
     /// A file for the servers that are launched from now on and whose arguments name it.
     pub(crate) fn add_file(&mut self, name: &'static str, content: String) {
-        self.files.retain(|file| file.name != name);
-        self.files.push(ServerFile { name, content });
+        match self.files.iter().position(|file| file.name == name) {
+            Some(place) => {
+                self.files[place].content = content;
+                self.copied = self.copied.min(place);
+            }
+            None => self.files.push(ServerFile { name, content }),
+        }
     }
 
     fn engine(&self) -> &Engine {
@@ -160,10 +172,6 @@ impl ContainerBackend {
 
     fn spec(&self, server: &Server) -> Result<Spec, StartErrorKind> {
         let binary = server.binary;
-        let named = |file: &&ServerFile| {
-            let path = format!("{FILES}{}", file.name);
-            server.arguments.iter().any(|argument| argument.ends_with(&path))
-        };
         Ok(Spec {
             binary,
             image: self.images.of(binary)?.clone(),
@@ -175,11 +183,36 @@ impl ContainerBackend {
             labels: labels::of_plane(&self.id),
             arguments: server.arguments.clone(),
             go: server.go,
-            files: self.files.iter().filter(named).cloned().collect(),
-            directory: FILES,
+            files: Some(files_name(&self.id)),
             memory: (binary == Binary::Etcd).then_some(ETCD_DATA),
             attach_output: self.attach_output,
         })
+    }
+
+    /// Puts the files where the servers see them, those that are not there yet.
+    async fn copy_files(&mut self) -> Result<(), StartErrorKind> {
+        let new = &self.files[self.copied..];
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (docker, name) = (self.engine().docker().clone(), files_name(&self.id));
+        let image = self.images.of(Binary::Etcd)?;
+        let image = format!("{}:{}", image.name, image.tag);
+        let labels = labels::of_plane(&self.id);
+        let archive = files::archive(new)
+            .map_err(|error| StartErrorKind::system("pack the servers' files", error))?;
+        let is_first = self.copied == 0;
+        let making = self.copying.insert(self.images.engine().run(async move {
+            if is_first {
+                files::make(&docker, &name, image, labels).await?;
+            }
+            files::copy(&docker, &name, archive).await
+        }));
+        let made = making.await;
+        self.copying = None;
+        made.unwrap_or_else(|error| Err(failed("copy the servers' files", &error)))?;
+        self.copied = self.files.len();
+        Ok(())
     }
 
     /// Waits until no container is being made any more; the error is the first one's.
@@ -211,6 +244,7 @@ impl ContainerBackend {
         Some(Remains {
             engine: self.engine().clone(),
             id: self.id.clone(),
+            copying: self.copying.take(),
             containers: std::mem::take(&mut self.containers),
             starting: std::mem::take(&mut self.starting),
             reaper,
@@ -224,6 +258,7 @@ impl Backend for ContainerBackend {
         servers: &'a [Server],
     ) -> BoxFuture<'a, Result<(), StartErrorKind>> {
         async move {
+            self.copy_files().await?;
             // The network of etcd's container must be there before another can join it.
             let (first, then): (Vec<_>, Vec<_>) =
                 servers.iter().partition(|server| server.binary == Binary::Etcd);
@@ -348,6 +383,7 @@ impl Backend for ContainerBackend {
                 attach_output: false,
                 memory: None,
                 network: Network::None,
+                files: None,
                 ..self.spec(&nothing).ok()?
             };
             let engine = self.engine().clone();
@@ -472,6 +508,11 @@ impl Drop for ContainerBackend {
 
 fn container_name(id: &str, binary: Binary) -> String {
     format!("laggard-{id}-{binary}")
+}
+
+/// The container whose volume has the servers' files; it is never started.
+fn files_name(id: &str) -> String {
+    format!("laggard-{id}-files")
 }
 
 fn keeps_logs() -> bool {

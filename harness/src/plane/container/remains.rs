@@ -8,6 +8,7 @@ use futures::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 
 use super::engine::Engine;
+use super::files;
 use super::labels::{self, Labelled};
 use super::reaper::Reaper;
 use super::server::Running;
@@ -26,6 +27,7 @@ pub(super) type Making<T> = JoinHandle<Result<T, StartErrorKind>>;
 pub(super) struct Remains {
     pub(super) engine: Engine,
     pub(super) id: String,
+    pub(super) copying: Option<Making<()>>,
     pub(super) containers: BTreeMap<Binary, Running>,
     pub(super) starting: FuturesUnordered<Making<(Binary, Running)>>,
     pub(super) reaper: Reaper,
@@ -37,6 +39,9 @@ impl Remains {
         let docker = self.engine.docker();
         let mut containers: Vec<_> = self.containers.into_values().collect();
         let all_made = tokio::time::timeout(MADE_LIMIT, async {
+            if let Some(copying) = &mut self.copying {
+                let _ = copying.await;
+            }
             while let Some(started) = self.starting.next().await {
                 if let Ok(Ok((_, running))) = started {
                     containers.push(running);
@@ -45,7 +50,9 @@ impl Remains {
         })
         .await
         .is_ok();
-        futures::future::join_all(containers.into_iter().map(Running::remove)).await;
+        let servers = futures::future::join_all(containers.into_iter().map(Running::remove));
+        let files = super::files_name(&self.id);
+        futures::join!(servers, files::remove(docker, &files));
         let label = labels::filter(&self.id);
         let mut left = Labelled::find(docker, &label).await;
         // What somebody else was removing at the same moment may still be there.

@@ -14,7 +14,7 @@ use testcontainers::bollard::query_parameters::{
 };
 use testcontainers::core::{ContainerPort, Mount};
 use testcontainers::runners::AsyncRunner as _;
-use testcontainers::{ContainerAsync, CopyTargetOptions, GenericImage, ImageExt as _};
+use testcontainers::{ContainerAsync, GenericImage, ImageExt as _};
 use tokio::sync::watch;
 
 use super::build::program;
@@ -23,7 +23,6 @@ use super::images::{Image, drain};
 use super::reaper::published;
 use crate::assets::Binary;
 use crate::plane::attach::Lines;
-use crate::plane::backend::ServerFile;
 use crate::plane::error::StartErrorKind;
 use crate::text::chain;
 
@@ -47,10 +46,8 @@ pub(super) struct Spec {
     pub(super) arguments: Vec<String>,
     /// What its Go runtime is told.
     pub(super) go: [(&'static str, &'static str); 2],
-    /// Those that the arguments name, and no other: a server has no business with the rest.
-    pub(super) files: Vec<ServerFile>,
-    /// The directory of these files inside.
-    pub(super) directory: &'static str,
+    /// The container whose volume has the files that the arguments name.
+    pub(super) files: Option<String>,
     /// A directory in memory.
     pub(super) memory: Option<&'static str>,
     /// Whether what it logs goes to this process's standard error as well.
@@ -94,7 +91,7 @@ impl Network {
 }
 
 impl Running {
-    /// Makes the container, copies the files into it, and starts it. To be called in the engine's
+    /// Makes the container and starts it. To be called in the engine's
     /// runtime.
     pub(super) async fn start(engine: Engine, spec: Spec) -> Result<Self, StartErrorKind> {
         let docker = engine.docker().clone();
@@ -236,7 +233,7 @@ fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {
     for &port in spec.network.published() {
         image = image.with_exposed_port(ContainerPort::Tcp(port));
     }
-    let network = spec.network.clone();
+    let (network, files) = (spec.network.clone(), spec.files.clone());
     let mut request = image
         .with_cmd(spec.arguments.iter().cloned())
         .with_container_name(&spec.name)
@@ -244,17 +241,15 @@ fn request(spec: &Spec) -> testcontainers::ContainerRequest<GenericImage> {
         .with_user(USER)
         .with_startup_timeout(START_LIMIT)
         .with_ready_conditions(Vec::new())
-        .with_host_config_modifier(move |host| modify(host, &network));
+        .with_host_config_modifier(move |host| {
+            modify(host, &network);
+            host.volumes_from = files.as_ref().map(|container| vec![format!("{container}:ro")]);
+        });
     for (name, value) in spec.go {
         request = request.with_env_var(name, value);
     }
     if let Some(directory) = spec.memory {
         request = request.with_mount(Mount::tmpfs_mount(directory).with_mode(0o700));
-    }
-    for file in &spec.files {
-        let target = format!("{}{}", spec.directory, file.name);
-        let target = CopyTargetOptions::new(target).with_mode(0o600);
-        request = request.with_copy_to(target, file.content.clone().into_bytes());
     }
     request
 }

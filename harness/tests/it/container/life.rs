@@ -28,7 +28,7 @@ async fn a_plane_comes_up_and_nothing_of_it_remains() -> Result<()> {
     let plane = builder().start().await?;
     println!("{:?}", plane.timings());
     let label = format!("laggard.plane={}", id_of(&docker, &plane).await?);
-    assert_eq!(labelled(&docker, label.clone()).await?.len(), 2, "two servers");
+    assert_eq!(labelled(&docker, label.clone()).await?.len(), 3, "two servers and their files");
 
     let namespace = plane.namespace("life").await?;
     let maps: Api<ConfigMap> = Api::namespaced(plane.client()?, &namespace);
@@ -213,7 +213,7 @@ async fn the_sweep_removes_what_a_dead_owner_left_and_nothing_else() -> Result<(
     let second = builder().start().await?;
     assert_eq!(labelled(&docker, format!("laggard.plane={dead}")).await?, [""; 0]);
     assert_eq!(labelled(&docker, format!("laggard.plane={alive}")).await?.len(), 1);
-    assert_eq!(labelled(&docker, format!("laggard.plane={id}")).await?.len(), 2);
+    assert_eq!(labelled(&docker, format!("laggard.plane={id}")).await?.len(), 3);
 
     let force = RemoveContainerOptionsBuilder::new().force(true).build();
     docker.remove_container(&alive, Some(force)).await?;
