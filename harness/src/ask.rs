@@ -1,8 +1,13 @@
 //! Requests to an API server in plain JSON, for what needs no type.
 
+use std::time::Duration;
+
 use http::Method;
 use kube::{Client, Error};
 use serde_json::{Value, json};
+
+/// What the authorizer knows has no event to offer, so it is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Sends one request, with a body or without, and reads its answer.
 pub(crate) async fn ask(
@@ -37,4 +42,19 @@ pub(crate) async fn review(client: &Client, spec: &Value) -> Result<Value, Error
     let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
     let mut answer = ask(client, Method::POST, path, Some(&review)).await?;
     Ok(answer["status"].take())
+}
+
+/// Asks until the authorizer allows what `spec` describes; `last` is the last status that did not. Has no limit of its own.
+pub(crate) async fn until_allowed(
+    client: &Client,
+    spec: &Value,
+    last: &mut Value,
+) -> Result<(), Error> {
+    loop {
+        *last = review(client, spec).await?;
+        if last["allowed"] == true {
+            return Ok(());
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }

@@ -25,7 +25,7 @@ use super::Readiness;
 use super::builder::PlaneBuilder;
 use super::error::StartErrorKind;
 use super::ready::Probe;
-use crate::ask::review;
+use crate::ask::until_allowed;
 use crate::assets::{Store, StoreLock, hexadecimal};
 use crate::text::chain;
 use crate::world::{EtcdAddress, Keys, Registry, directory_of};
@@ -105,9 +105,6 @@ const DEFAULTS_LIMIT: Duration = Duration::from_secs(20);
 
 /// An etcd that an API server has begun to use takes the template in some tens of milliseconds.
 const SOWN_WITHIN: Duration = Duration::from_secs(2);
-
-/// What the authorizer knows has no event to offer, so it is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// The keys of a template, in the order in which they are written.
 pub(super) struct Seed {
@@ -356,15 +353,8 @@ pub(super) async fn until_authorized(client: &Client) -> Result<(), StartErrorKi
         "namespace": "kube-system",
     } });
     for spec in [everybody, scheduler] {
-        loop {
-            let status = review(client, &spec)
-                .await
-                .map_err(|error| StartErrorKind::request("ask what a user may do", error))?;
-            if status["allowed"] == true {
-                break;
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
+        let allowed = until_allowed(client, &spec, &mut serde_json::Value::Null).await;
+        allowed.map_err(|error| StartErrorKind::request("ask what a user may do", error))?;
     }
     Ok(())
 }

@@ -12,13 +12,10 @@ use super::WorldError;
 use super::fork::{World, has_rbac};
 use super::key::NAMESPACES;
 use super::sentinel;
-use crate::ask::{ask, review};
+use crate::ask::{ask, until_allowed};
 
 /// What is awaited takes milliseconds; a crowded machine takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// The authorizer has no event to offer, so it is asked again.
-const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 impl World {
     /// Waits until the API server shows all of the fork: each of its watch caches has the fork's
@@ -61,14 +58,10 @@ impl World {
         let question = sentinel::question(self.namespace());
         let text = || format!("the access review {question}");
         let mut last = Value::Null;
-        loop {
-            match tokio::time::timeout_at(deadline, review(client, &question)).await {
-                Ok(Ok(status)) if status["allowed"] == true => return Ok(()),
-                Ok(Ok(status)) => last = status,
-                Ok(Err(error)) => return Err(self.asking(text(), error)),
-                Err(_) => return Err(self.not_ready(text(), format!("; last: {last}"))),
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
+        let allowed = until_allowed(client, &question, &mut last);
+        match tokio::time::timeout_at(deadline, allowed).await {
+            Ok(allowed) => allowed.map_err(|error| self.asking(text(), error)),
+            Err(_) => Err(self.not_ready(text(), format!("; last: {last}"))),
         }
     }
 
