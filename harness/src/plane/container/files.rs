@@ -31,7 +31,7 @@ pub(super) fn archive(files: &[ServerFile]) -> io::Result<Vec<u8>> {
     archive.into_inner()
 }
 
-/// Makes the container.
+/// Makes the container, if it is not there: the name is this plane's alone.
 pub(super) async fn make(
     docker: &Docker,
     name: &str,
@@ -46,8 +46,10 @@ pub(super) async fn make(
         ..Default::default()
     };
     let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
-    let made = docker.create_container(Some(options), container).await;
-    made.map(drop).map_err(|error| failed("make a container for the servers' files", &error))
+    match docker.create_container(Some(options), container).await {
+        Ok(_) | Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
+        Err(error) => Err(failed("make a container for the servers' files", &error)),
+    }
 }
 
 /// Puts an archive into its volume.

@@ -78,8 +78,8 @@ pub(crate) struct ContainerBackend {
     id: String,
     images: Images,
     files: Vec<ServerFile>,
-    /// How many of them are in the engine.
-    copied: usize,
+    /// Whether the servers see them as they are here.
+    are_copied: bool,
     /// The copy while it is being made, whether or not anybody still waits for it.
     copying: Option<Making<()>>,
     containers: BTreeMap<Binary, Running>,
@@ -108,7 +108,7 @@ impl ContainerBackend {
             id: from.id.to_owned(),
             images,
             files: files(from.pki, Some(&etcd)),
-            copied: 0,
+            are_copied: false,
             copying: None,
             containers: BTreeMap::new(),
             starting: FuturesUnordered::new(),
@@ -157,13 +157,9 @@ impl ContainerBackend {
 
     /// A file for the servers that are launched from now on and whose arguments name it.
     pub(crate) fn add_file(&mut self, name: &'static str, content: String) {
-        match self.files.iter().position(|file| file.name == name) {
-            Some(place) => {
-                self.files[place].content = content;
-                self.copied = self.copied.min(place);
-            }
-            None => self.files.push(ServerFile { name, content }),
-        }
+        self.files.retain(|file| file.name != name);
+        self.files.push(ServerFile { name, content });
+        self.are_copied = false;
     }
 
     fn engine(&self) -> &Engine {
@@ -189,29 +185,25 @@ impl ContainerBackend {
         })
     }
 
-    /// Puts the files where the servers see them, those that are not there yet.
+    /// Puts the files where the servers see them, if one has changed.
     async fn copy_files(&mut self) -> Result<(), StartErrorKind> {
-        let new = &self.files[self.copied..];
-        if new.is_empty() {
+        if self.are_copied {
             return Ok(());
         }
         let (docker, name) = (self.engine().docker().clone(), files_name(&self.id));
         let image = self.images.of(Binary::Etcd)?;
         let image = format!("{}:{}", image.name, image.tag);
         let labels = labels::of_plane(&self.id);
-        let archive = files::archive(new)
+        let archive = files::archive(&self.files)
             .map_err(|error| StartErrorKind::system("pack the servers' files", error))?;
-        let is_first = self.copied == 0;
         let making = self.copying.insert(self.images.engine().run(async move {
-            if is_first {
-                files::make(&docker, &name, image, labels).await?;
-            }
+            files::make(&docker, &name, image, labels).await?;
             files::copy(&docker, &name, archive).await
         }));
         let made = making.await;
         self.copying = None;
         made.unwrap_or_else(|error| Err(failed("copy the servers' files", &error)))?;
-        self.copied = self.files.len();
+        self.are_copied = true;
         Ok(())
     }
 
