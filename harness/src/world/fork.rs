@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
+
 use super::key::{NAMESPACES, ROLE_BINDINGS, ROLES, Resource};
 use super::moment::{Change, Moment, ObjectChange};
 use super::owner::mark;
@@ -105,21 +107,12 @@ pub(super) async fn replay(
     shared.tap.history().mark_fork(namespace);
     let attempt = format!("fork {} into {namespace}", moment.namespace());
     let mut first = true;
-    let (early, late) = batches(moment);
-    // After the RBAC, with what comes next.
-    let sealed = has_rbac(moment).then_some(early.len());
-    let sealed_alone = late.is_empty().then(Vec::new).filter(|_| sealed.is_some());
-    for (number, batch) in early.into_iter().chain(late).chain(sealed_alone).enumerate() {
+    for batch in batches(moment, &renames, namespace) {
         if given_up() {
             return Ok(None);
         }
-        let mut txn = Txn::default();
-        for &index in &batch {
-            txn.success.push(operation(&moment.raw()[index], &renames));
-        }
-        if sealed == Some(number) {
-            txn.success.extend(sentinel::put(namespace));
-        }
+        let (changes, success): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let mut txn = Txn { success, ..Txn::default() };
         let (mark_key, mark_value) = mark(namespace, shared.owner.id());
         if first {
             unclaimed.namespace = Some(namespace.to_owned());
@@ -140,7 +133,7 @@ pub(super) async fn replay(
             return Err(WorldError::Taken { namespace: namespace.to_owned() });
         }
         first = false;
-        for index in batch {
+        for index in changes.into_iter().flatten() {
             revisions[index] = done.header.revision;
         }
     }
@@ -152,21 +145,32 @@ pub(super) fn has_rbac(moment: &Moment) -> bool {
     moment.raw().iter().any(|it| matches!(&*it.record.directory, ROLES | ROLE_BINDINGS))
 }
 
-/// The indexes of the changes that go into each transaction, with places to spare for the mark and the sentinel.
+/// What goes into each transaction, each with the index of its change, which the sentinel has not. The place to spare is
+/// for the mark.
 ///
 /// The namespace and RBAC come first, so that the server has seen them when the rest comes.
-fn batches(moment: &Moment) -> (Vec<Vec<usize>>, Vec<Vec<usize>>) {
+fn batches(
+    moment: &Moment,
+    renames: &Renames,
+    namespace: &str,
+) -> Vec<Vec<(Option<usize>, Operation)>> {
     let early = |directory: &str| matches!(directory, NAMESPACES | ROLES | ROLE_BINDINGS);
     let phase = |is_early: bool| {
         let changes = moment.raw().iter().enumerate();
         let changes = changes.filter(move |(_, it)| early(&it.record.directory) == is_early);
-        rounds::batches(changes.map(|(index, it)| Step {
-            directory: &it.record.directory,
-            bytes: it.key.len() + it.record.value.as_ref().map_or(0, bytes::Bytes::len),
-            change: index,
-        }))
+        changes.map(|(index, it)| step(&it.record.directory, Some(index), operation(it, renames)))
     };
-    (phase(true), phase(false))
+    let sentinel = has_rbac(moment).then(|| sentinel::put(namespace)).into_iter().flatten();
+    let sentinel = sentinel.map(|(directory, operation)| step(directory, None, operation));
+    [rounds::batches(phase(true).chain(sentinel)), rounds::batches(phase(false))].concat()
+}
+
+fn step(
+    directory: &str,
+    index: Option<usize>,
+    operation: Operation,
+) -> Step<'_, (Option<usize>, Operation)> {
+    Step { directory, bytes: operation.encoded_len(), change: (index, operation) }
 }
 
 fn operation(change: &Change, renames: &Renames) -> Operation {

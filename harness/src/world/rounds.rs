@@ -5,9 +5,6 @@ use std::collections::{BTreeMap, VecDeque};
 /// etcd's default `--max-txn-ops`.
 const MAX_OPERATIONS: usize = 128;
 
-/// For what goes along: the mark of a fork, and its sentinel.
-const SPARE: usize = 3;
-
 /// Below etcd's default `--max-request-bytes` of 1.5 MiB; an object that is larger by itself goes alone.
 const MAX_BYTES: usize = 1024 * 1024;
 
@@ -19,7 +16,7 @@ pub(super) struct Step<'a, T> {
     pub(super) change: T,
 }
 
-/// What goes into each transaction: as many as etcd's limits ask for, with places to spare in each.
+/// What goes into each transaction: as many as etcd's limits ask for, with a place to spare in each.
 pub(super) fn batches<'a, T>(steps: impl IntoIterator<Item = Step<'a, T>>) -> Vec<Vec<T>> {
     let mut queues: BTreeMap<&str, VecDeque<Step<'a, T>>> = BTreeMap::new();
     for step in steps {
@@ -29,7 +26,7 @@ pub(super) fn batches<'a, T>(steps: impl IntoIterator<Item = Step<'a, T>>) -> Ve
     while !queues.is_empty() {
         let (mut batch, mut size) = (Vec::new(), 0);
         for step in queues.values_mut().filter_map(VecDeque::pop_front) {
-            let full = batch.len() + SPARE >= MAX_OPERATIONS
+            let full = batch.len() + 1 >= MAX_OPERATIONS
                 || (!batch.is_empty() && size + step.bytes > MAX_BYTES);
             if full {
                 batches.push(std::mem::take(&mut batch));

@@ -17,8 +17,8 @@ const RESOURCE: &str = "forks";
 const VERB: &str = "see";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// Writes the sentinel of a world. Both keys may have one revision, since each is in a stream of its own.
-pub(super) fn put(world: &str) -> [Operation; 2] {
+/// Writes the sentinel of a world: each operation with the directory whose stream it comes last in.
+pub(super) fn put(world: &str) -> [(&'static str, Operation); 2] {
     let metadata = json!({ "name": world, "namespace": NAMESPACE });
     // The API server reads JSON in etcd as well as protobuf.
     let role = json!({
@@ -30,13 +30,14 @@ pub(super) fn put(world: &str) -> [Operation; 2] {
         "subjects": [{ "kind": "User", "apiGroup": RBAC, "name": user(world) }],
         "roleRef": { "kind": "Role", "apiGroup": RBAC, "name": world },
     });
-    let [role_key, binding_key] = keys(world);
-    [Operation::put(role_key, role.to_string()), Operation::put(binding_key, binding.to_string())]
+    [(ROLES, role), (ROLE_BINDINGS, binding)].map(|(directory, object)| {
+        (directory, Operation::put(key(directory, world), object.to_string()))
+    })
 }
 
 /// Removes the sentinel of a world, if it has one.
 pub(super) fn delete(world: &str) -> [Operation; 2] {
-    keys(world).map(Operation::delete)
+    [ROLES, ROLE_BINDINGS].map(|directory| Operation::delete(key(directory, world)))
 }
 
 /// What an access review asks for, which is allowed once the authorizer has the fork.
@@ -49,8 +50,8 @@ pub(super) fn question(world: &str) -> Value {
     })
 }
 
-fn keys(world: &str) -> [String; 2] {
-    [ROLES, ROLE_BINDINGS].map(|directory| object_key(directory, NAMESPACE, world))
+fn key(directory: &str, world: &str) -> String {
+    object_key(directory, NAMESPACE, world)
 }
 
 fn user(world: &str) -> String {
