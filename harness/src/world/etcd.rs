@@ -98,10 +98,10 @@ impl Etcd {
             source: Box::new(EtcdError::Connect(error)),
         })?;
         let etcd = Self { address: name, dialer, idle: Mutex::default() };
-        match etcd.ask::<Status>("/etcdserverpb.Maintenance/Status", &Empty {}).await {
-            Ok(Status { version, .. }) => tracing::debug!(%address, %version, "etcd answers"),
-            Err(error) => return Err(etcd.failed(attempt, error)),
-        }
+        let status: Result<Status, _> =
+            etcd.ask("/etcdserverpb.Maintenance/Status", &Empty {}).await;
+        let Status { version, .. } = status.map_err(|error| etcd.failed(attempt, error))?;
+        tracing::debug!(%address, %version, "etcd answers");
         Ok(etcd)
     }
 
@@ -213,12 +213,11 @@ impl Etcd {
             let (answer, _) =
                 connected.call(path, question, false).map_err(EtcdError::Connection)?;
             let (answer, open) = connected.while_it_goes_on(whole(answer)).await;
-            let answer = answer?;
+            let mut answer = answer?;
             // Only a connection whose answer was read to its end is free for the next request.
             if open {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connected);
             }
-            let mut answer = answer;
             let message = take_message(&mut answer).ok_or(EtcdError::NoMessage)?;
             A::decode(message).map_err(EtcdError::Answer)
         };

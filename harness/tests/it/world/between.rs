@@ -61,9 +61,9 @@ impl Between {
 async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
     let Ok((to_etcd, etcd)) = h2::client::handshake(server).await else { return };
     let Ok(mut requests) = h2::server::handshake(client).await else { return };
-    let etcd = AbortOnDrop(tokio::spawn(etcd));
     let (cut, mut is_cut) = tokio::sync::mpsc::channel(1);
     let mut streams = tokio::task::JoinSet::new();
+    streams.spawn(async { drop(etcd.await) });
     loop {
         let request = tokio::select! {
             request = requests.accept() => request,
@@ -78,15 +78,6 @@ async fn carry(client: UnixStream, server: UnixStream, state: Arc<State>) {
                 let _ = cut.send(()).await;
             }
         });
-    }
-    drop(etcd);
-}
-
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
