@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use testcontainers::bollard::Docker;
+use testcontainers::bollard::errors::Error;
+use testcontainers::bollard::query_parameters::RemoveContainerOptionsBuilder;
 use testcontainers::core::client::docker_client_instance;
 use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinHandle;
@@ -199,6 +201,15 @@ fn unusable(address: &str, problem: &str) -> StartErrorKind {
              start Docker, point DOCKER_HOST at an engine on this machine, or do without: \
              LAGGARD_BACKEND=process"
         ),
+    }
+}
+
+/// Removes a container with its volumes, running or not. That it is gone, or that somebody else is removing it, is no error.
+pub(super) async fn remove(docker: &Docker, name: &str) -> Result<(), Error> {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match docker.remove_container(name, Some(options)).await {
+        Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+        removed => removed,
     }
 }
 

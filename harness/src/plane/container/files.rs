@@ -9,7 +9,7 @@ use std::io;
 use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::models::ContainerCreateBody;
 use testcontainers::bollard::query_parameters::{
-    CreateContainerOptions, RemoveContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+    CreateContainerOptions, UploadToContainerOptionsBuilder,
 };
 use testcontainers::bollard::{Docker, body_full};
 
@@ -17,7 +17,6 @@ use super::FILES;
 use super::engine::failed;
 use crate::plane::backend::ServerFile;
 use crate::plane::error::StartErrorKind;
-use crate::text::chain;
 
 /// The files as a tar archive; nobody but their owner may read them.
 pub(super) fn archive(files: &[ServerFile]) -> io::Result<Vec<u8>> {
@@ -61,14 +60,4 @@ pub(super) async fn copy(
     let options = UploadToContainerOptionsBuilder::new().path(FILES).build();
     let copied = docker.upload_to_container(name, Some(options), body_full(archive.into())).await;
     copied.map_err(|error| failed("copy the servers' files", &error))
-}
-
-/// Removes the container with its volume, if it is there.
-pub(super) async fn remove(docker: &Docker, name: &str) {
-    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-    match docker.remove_container(name, Some(options)).await {
-        Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-        // Whether it is gone is seen by its label.
-        Err(error) => tracing::debug!(error = %chain(&error), "could not remove a container"),
-    }
 }

@@ -13,10 +13,9 @@ use rustix::process::Pid;
 use testcontainers::bollard::Docker;
 use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::models::ContainerSummaryStateEnum;
-use testcontainers::bollard::query_parameters::{
-    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-};
+use testcontainers::bollard::query_parameters::ListContainersOptionsBuilder;
 
+use super::engine::remove;
 use crate::plane::directory::start_time;
 
 /// Whose it is: the id of the plane.
@@ -95,12 +94,8 @@ impl Labelled {
     /// the same.
     pub(super) async fn remove(&self, docker: &Docker) {
         let removals = self.0.iter().map(|container| async move {
-            let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-            match docker.remove_container(&container.id, Some(options)).await {
-                Ok(()) | Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
-                Err(error) => {
-                    tracing::warn!(name = %container.name, %error, "could not be removed");
-                }
+            if let Err(error) = remove(docker, &container.id).await {
+                tracing::warn!(name = %container.name, %error, "could not be removed");
             }
         });
         futures::future::join_all(removals).await;

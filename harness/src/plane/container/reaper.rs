@@ -15,12 +15,10 @@ use std::time::Duration;
 
 use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::models::{ContainerCreateBody, HostConfig, PortBinding};
-use testcontainers::bollard::query_parameters::{
-    CreateContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
-};
+use testcontainers::bollard::query_parameters::{CreateContainerOptions, StartContainerOptions};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
-use super::engine::Engine;
+use super::engine::{Engine, remove};
 use super::images::{Pull, pulled};
 use super::labels;
 use crate::lifeline::{Afterwards, search_path};
@@ -170,8 +168,7 @@ async fn by_ryuk(engine: &Engine, id: &str) -> Result<TcpStream, String> {
             .await
             .unwrap_or_else(|_| Err(format!("it did not answer within {RYUK_LIMIT:?}")));
         if registered.is_err() {
-            let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-            let _ = docker.remove_container(&name, Some(options)).await;
+            let _ = remove(&docker, &name).await;
         }
         registered.map_err(|problem| format!("Ryuk could not be started: {problem}"))
     });

@@ -7,8 +7,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 
-use super::engine::Engine;
-use super::files;
+use super::engine::{Engine, remove};
 use super::labels::{self, Labelled};
 use super::reaper::Reaper;
 use super::server::Running;
@@ -52,7 +51,11 @@ impl Remains {
         .is_ok();
         let servers = futures::future::join_all(containers.into_iter().map(Running::remove));
         let files = super::files_name(&self.id);
-        futures::join!(servers, files::remove(docker, &files));
+        let (_, removed) = futures::join!(servers, remove(docker, &files));
+        if let Err(error) = removed {
+            // Whether it is gone is seen by its label.
+            tracing::debug!(error = %chain(&error), "could not remove a container");
+        }
         let label = labels::filter(&self.id);
         let mut left = Labelled::find(docker, &label).await;
         // What somebody else was removing at the same moment may still be there.

@@ -9,16 +9,14 @@ use futures::StreamExt as _;
 use testcontainers::bollard::Docker;
 use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::models::{HostConfig, HostConfigLogConfig, PortBinding};
-use testcontainers::bollard::query_parameters::{
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
-};
+use testcontainers::bollard::query_parameters::{LogsOptionsBuilder, WaitContainerOptionsBuilder};
 use testcontainers::core::{ContainerPort, Mount};
 use testcontainers::runners::AsyncRunner as _;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt as _};
 use tokio::sync::watch;
 
 use super::build::program;
-use super::engine::Engine;
+use super::engine::{Engine, remove};
 use super::images::{Image, drain};
 use super::reaper::published;
 use crate::assets::Binary;
@@ -105,8 +103,7 @@ impl Running {
                 Err(error) => {
                     let problem = error.to_string();
                     // It was made and then not started, so testcontainers has no guard for it.
-                    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-                    let _ = docker.remove_container(&spec.name, Some(options)).await;
+                    let _ = remove(&docker, &spec.name).await;
                     let taken = problem.contains("address already in use")
                         || problem.contains("port is already allocated");
                     if !(taken && tries < PORT_TRIES) {
