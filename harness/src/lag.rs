@@ -244,13 +244,23 @@ impl Lag {
     /// left out; the write has taken effect and is fenced. Replies go back in the order of their requests
     /// meanwhile. Streams that are not held move by themselves, so [`hold`](Self::hold) them first. What others
     /// write is among what waits once it has been received: see [`with_fences`](Self::with_fences).
+    ///
+    /// The bookmarks of the server are dropped meanwhile, but for one that ends an initial list: they come when
+    /// its clock says so, and a schedule could not be repeated.
     pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
+        self.withhold_bookmarks(true);
         drop(self.engine.schedule.set(Some(Box::new(scheduler))));
     }
 
     /// Asks no scheduler any more; holds stay as they are.
     pub fn clear_scheduler(&self) {
         drop(self.engine.schedule.set(None));
+        self.withhold_bookmarks(false);
+    }
+
+    /// Whether the clients get no bookmarks from now on; also set before a run in which streams open first.
+    pub(crate) fn withhold_bookmarks(&self, withheld: bool) {
+        self.engine.change(|registry| registry.withholds_bookmarks = withheld);
     }
 
     /// Waits until the scheduler has decided for the `count`th time, since this was made, that the process under

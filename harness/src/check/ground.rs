@@ -231,6 +231,7 @@ impl Ground {
             None => self.upstream.clone(),
         };
         let lag = Lag::over_upstream(upstream, &namespace);
+        lag.withhold_bookmarks(true);
         lag.record();
         for TapResource { group, version, plural } in self.followed() {
             lag.observe_resource(&group, &version, &plural, &namespace)

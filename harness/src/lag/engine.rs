@@ -59,6 +59,9 @@ pub(super) struct Registry {
     pub(super) replicas: Vec<Stream>,
     /// What happened, if somebody wants to know.
     pub(super) chronicle: Option<Chronicle>,
+    /// Whether clients get no bookmarks. The server sends them by its clock and need not send any, and what is to
+    /// happen again in the same way cannot hang on a clock.
+    pub(super) withholds_bookmarks: bool,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
     /// Streams that are no store's, in addition to those of metadata.
@@ -481,9 +484,10 @@ impl Registry {
 
     /// Takes in one line of a watch. Returns whether its client may have it now.
     pub(super) fn receive(&mut self, which: Which, epoch: u64, line: Bytes) -> Option<Waker> {
+        let withheld = self.withholds_bookmarks && matches!(which, Which::Client(_));
         let stream = self.at_mut(which);
         let before = stream.events().len();
-        let waker = stream.receive(epoch, line);
+        let waker = stream.receive(epoch, line, withheld);
         let grown = stream.events().len() > before;
         if let (Which::Replica(replica), true) = (which, grown) {
             self.note(Entry::Observed { replica });
@@ -601,7 +605,7 @@ mod tests {
         let (index, epoch) = registry.begin(&identity(), start);
         let mut context = Context::from_waker(Waker::noop());
         for version in versions {
-            registry.streams[index].receive(epoch, Bytes::from(event(*version)));
+            registry.streams[index].receive(epoch, Bytes::from(event(*version)), false);
             assert!(registry.streams[index].poll(epoch, &mut context).is_ready());
         }
         index
@@ -661,7 +665,7 @@ mod tests {
         let stream = &mut registry.streams[index];
         assert!(stream.expire().0);
         // Its connection may bring one more before it is dropped.
-        stream.receive(1, Bytes::from(event(12)));
+        stream.receive(1, Bytes::from(event(12)), false);
         assert_eq!(stream.behind(), 0);
         let mut context = Context::from_waker(Waker::noop());
         let mut poll = || stream.poll(1, &mut context).map(|frame| frame.map(Result::unwrap));

@@ -331,7 +331,9 @@ impl Stream {
 /// What comes from the server.
 impl Stream {
     /// Takes in one line of the watch. Returns whether the client may have it now.
-    pub(super) fn receive(&mut self, epoch: u64, line: Bytes) -> Option<Waker> {
+    ///
+    /// A bookmark that ends no list is dropped if they are `withheld`.
+    pub(super) fn receive(&mut self, epoch: u64, line: Bytes, withheld: bool) -> Option<Waker> {
         let cut = self.frames.last().is_some_and(|frame| frame.kind == FrameKind::Cut);
         // What is on its way to a watch that we have ended comes too late; the next one asks for it again.
         if epoch != self.epoch || cut {
@@ -343,6 +345,9 @@ impl Stream {
             Some(frame) => self.read(frame),
             None => (FrameKind::Error, None),
         };
+        if withheld && kind == FrameKind::Bookmark {
+            return None;
+        }
         let events = events + usize::from(kind == FrameKind::Event);
         self.frames.push(Frame { bytes: line, kind, resource_version, events });
         self.wake()

@@ -116,6 +116,26 @@ async fn what_the_scheduler_lets_go_is_what_the_store_shows_when_the_reply_is_th
 }
 
 #[tokio::test]
+async fn the_clock_of_the_server_brings_no_bookmark_into_a_schedule() {
+    let fixture = Fixture::start().await;
+    let cache = fixture.lag.stream::<ConfigMap>();
+    fixture.lag.set_scheduler(Scripted::new(&[]));
+    fixture.server.bookmark("configmaps");
+    let event = fixture.put("a", "1");
+    cache.received(&event).await.unwrap();
+    fixture.server.bookmark("configmaps");
+    let last = fixture.put("a", "2");
+    cache.shown(&last).await.unwrap();
+    let frames = fixture.lag.engine.look(|registry| registry.streams[0].handed());
+    assert_eq!(frames, 2, "two events, and no bookmark");
+
+    fixture.lag.clear_scheduler();
+    let bookmark = fixture.server.bookmark("configmaps");
+    cache.shown(&bookmark).await.unwrap();
+    assert_eq!(cache.delivered_resource_version().unwrap(), Some(bookmark));
+}
+
+#[tokio::test]
 async fn stores_are_released_before_what_only_triggers() {
     let server = Server::new();
     let lag = Lag::over_service(server.clone(), NAMESPACE);
