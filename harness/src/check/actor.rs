@@ -15,7 +15,8 @@ type Next = Arc<dyn Fn(&Truth, &Acting) -> Option<Step> + Send + Sync>;
 /// Another controller, the kubelet, or a person.
 ///
 /// It is asked for its next step by the true state of the world, and its step is committed at any point that
-/// the search likes: before the reply to any request of the process, and between passes.
+/// the search likes: before the reply to any request of the process, and between passes. It is asked again when it has
+/// made that step, or when something has changed in a resource that it looked at; it must not decide by anything else.
 ///
 /// ```
 /// use k8s_openapi::api::core::v1::ConfigMap;

@@ -1,17 +1,17 @@
 //! The scheduler of a run: streams, reads, actors and faults, each put to the chooser as a named point.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use futures::future::BoxFuture;
 
 use super::{
-    actor::{Acting, Actor},
+    actor::{Acting, Actor, Step},
     reduction::Moment,
     scenario::{BoxError, Scenario},
-    truth::Truth,
+    truth::EVERYTHING,
 };
 use crate::{
     explore::{self, Reached, StateId},
@@ -41,7 +41,7 @@ struct Shared {
     restarts: bool,
     relists: bool,
     lost_replies: bool,
-    /// Where states are told: nowhere, if passes are not pure.
+    /// Where states are told: nowhere, if passes are not pure or nobody searches.
     states: Option<States>,
     state: Mutex<State>,
     record: ChoiceRecord,
@@ -76,6 +76,8 @@ struct State {
     choices: Choices<explore::Choices>,
     /// How many steps each actor has made.
     made: Vec<usize>,
+    /// What each has answered to the question for its next step, while that holds.
+    asked: Vec<Option<Asked>>,
     in_pass: bool,
     /// A whole controller is driven: what only triggers moves when everything is quiet, and no stream when a pass begins.
     driven: bool,
@@ -86,6 +88,26 @@ struct State {
     passes: usize,
     lost: usize,
     error: Option<BoxError>,
+}
+
+/// How many changes of each resource have been seen.
+type Seen = BTreeMap<String, usize>;
+
+/// What an actor does next. It was asked when so much had been `seen`, and looked at these resources; until one of them
+/// changes, it need not be asked again, which costs more than anything else at a point where it does not act.
+struct Asked {
+    seen: Seen,
+    looked_at: BTreeSet<String>,
+    step: Option<Step>,
+}
+
+impl Asked {
+    fn holds(&self, seen: &Seen) -> bool {
+        if self.looked_at.contains(EVERYTHING) {
+            return self.seen == *seen;
+        }
+        self.looked_at.iter().all(|resource| self.seen.get(resource) == seen.get(resource))
+    }
 }
 
 /// Who may act, and what is free.
@@ -107,7 +129,8 @@ impl Director {
         choices: explore::Choices,
         flipping: bool,
     ) -> Self {
-        let states = scenario.merges_states().then(|| {
+        let told = scenario.merges_states() && choices.is_one_of_a_search();
+        let states = told.then(|| {
             lag.keep_what_is_told();
             States {
                 choices: choices.clone(),
@@ -120,10 +143,10 @@ impl Director {
         let choices = Choices::new(choices);
         let record = choices.record();
         let acting = Acting { client: lag.actor_client(), namespace: namespace.to_owned() };
-        let made = vec![0; scenario.actors.len()];
         let state = State {
             choices,
-            made,
+            made: vec![0; scenario.actors.len()],
+            asked: scenario.actors.iter().map(|_| None).collect(),
             in_pass: false,
             driven: false,
             waited: false,
@@ -280,11 +303,28 @@ impl Director {
 
     /// Whether an actor who acts by itself has something to do.
     pub(super) fn has_work(&self) -> bool {
-        let truth = self.shared.lag.truth();
-        let made = self.lock().made.clone();
-        self.shared.actors.iter().zip(made).any(|(actor, made)| {
-            actor.acts_by_itself() && actor.next(made, &truth, &self.shared.acting).is_some()
+        let seen = self.shared.lag.observed_by_resource();
+        let actors = self.shared.actors.iter().enumerate();
+        actors.filter(|(_, actor)| actor.acts_by_itself()).any(|(index, _)| {
+            let asked = self.ask(index, &seen);
+            let has_work = asked.step.is_some();
+            self.lock().asked[index] = Some(asked);
+            has_work
         })
+    }
+
+    /// What an actor does next; it is taken out of what is known, since a step can be made once.
+    fn ask(&self, index: usize, seen: &Seen) -> Asked {
+        let (known, made) = {
+            let mut state = self.lock();
+            (state.asked[index].take(), state.made[index])
+        };
+        if let Some(known) = known.filter(|known| known.holds(seen)) {
+            return known;
+        }
+        let truth = self.shared.lag.truth();
+        let step = self.shared.actors[index].next(made, &truth, &self.shared.acting);
+        Asked { seen: seen.clone(), looked_at: truth.looked_at(), step }
     }
 
     /// Lets the actors act, one step after the other. Whether any did.
@@ -292,12 +332,11 @@ impl Director {
         let mut acted = false;
         for _ in 0..STEPS_AT_ONCE {
             let mut any = false;
-            // Looking at the truth costs more than anything else here.
-            let mut truth = self.shared.lag.truth();
+            let mut seen = self.shared.lag.observed_by_resource();
             for index in 0..self.shared.actors.len() {
-                if self.chance_of(index, chance, &truth).await {
+                if self.chance_of(index, chance, &seen).await {
                     any = true;
-                    truth = self.shared.lag.truth();
+                    seen = self.shared.lag.observed_by_resource();
                 }
             }
             if !any {
@@ -322,15 +361,19 @@ impl Director {
         }
     }
 
-    async fn chance_of(&self, index: usize, chance: Chance, truth: &Truth) -> bool {
-        let Shared { lag, acting, actors, .. } = &*self.shared;
+    async fn chance_of(&self, index: usize, chance: Chance, seen: &Seen) -> bool {
+        let Shared { lag, actors, .. } = &*self.shared;
         let actor = &actors[index];
-        truth.forget_looks();
-        let made = self.lock().made[index];
-        let Some(step) = actor.next(made, truth, acting) else { return false };
+        if matches!(chance, Chance::WithinAPass) && !actor.is_placed() {
+            return false;
+        }
+        let mut asked = self.ask(index, seen);
+        if asked.step.is_none() {
+            self.lock().asked[index] = Some(asked);
+            return false;
+        }
         let eager = actor.acts_by_itself();
         let (menu, acts_at) = match chance {
-            Chance::WithinAPass if !actor.is_placed() => return false,
             _ if !actor.is_placed() => (Vec::new(), 0),
             Chance::NothingElse if eager => (Vec::new(), 0),
             Chance::BetweenPasses if eager => {
@@ -350,16 +393,17 @@ impl Director {
                 actor: index,
                 alternative: point.filter(|_| acts_at > 0).map(|point| (point, acts_at)),
                 step: 0,
-                looked_at: truth.looked_at(),
+                looked_at: asked.looked_at.clone(),
                 wrote: None,
                 declared: actor.declared().cloned(),
             };
             state.chances.push((notes, chance));
             (taken, state.chances.len() - 1)
         };
-        if taken != acts_at {
+        let Some(step) = asked.step.take_if(|_| taken == acts_at) else {
+            self.lock().asked[index] = Some(asked);
             return false;
-        }
+        };
         {
             let mut state = self.lock();
             state.made[index] += 1;
@@ -488,5 +532,33 @@ impl Scheduler for Director {
 
     fn last_point(&self) -> Option<PointId> {
         self.lock().choices.last_point()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_actor_is_asked_again_when_what_it_looked_at_has_changed() {
+        let seen =
+            |pods, sets| Seen::from([("pods".into(), pods), ("statefulsets.apps".into(), sets)]);
+        let asked = |looked_at: &[&str]| Asked {
+            seen: seen(1, 1),
+            looked_at: looked_at.iter().map(|resource| (*resource).to_owned()).collect(),
+            step: None,
+        };
+        let holds = |looked_at: &[&str]| {
+            let asked = asked(looked_at);
+            [seen(1, 1), seen(1, 2), seen(2, 1)].map(|seen| asked.holds(&seen))
+        };
+        assert_eq!(holds(&["pods"]), [true, true, false]);
+        assert_eq!(holds(&["pods", "statefulsets.apps"]), [true, false, false]);
+        assert_eq!(holds(&["*"]), [true, false, false]);
+        assert_eq!(holds(&[]), [true; 3], "it decides by nothing that changes");
+        assert_eq!(holds(&["configmaps"]), [true; 3], "nobody has made one");
+        let mut more = seen(1, 1);
+        more.insert("configmaps".into(), 1);
+        assert!(!asked(&["configmaps"]).holds(&more));
     }
 }

@@ -53,13 +53,13 @@ impl Subject for Runs<'_> {
         let mut laps = Laps::begin();
         let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
         laps.end(Part::World);
-        let compared = !choices.is_one_of_a_search();
+        let (compared, searched) = (choices.is_compared(), choices.is_one_of_a_search());
         let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
         place.lag.clear_scheduler();
         self.ground.note_left_out(&place.lag);
         laps.end(Part::Process);
         let outcome = match ran {
-            Ok(Ok(ran)) => Ok(self.judge(&place, ran, compared)),
+            Ok(Ok(ran)) => Ok(self.judge(&place, ran, compared, searched)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(RunError {
                 what: format!("the process has not ended within {:?}", self.scenario.deadline),
@@ -150,8 +150,8 @@ impl Runs<'_> {
         RunError { what, evidence, source: None }
     }
 
-    /// `compared`: somebody looks at the trace whatever the end is.
-    fn judge(&self, place: &Place, ran: Ran, compared: bool) -> Outcome<Run> {
+    /// `compared`: somebody looks at the trace whatever the end is. `searched`: a search asks what need not be tried.
+    fn judge(&self, place: &Place, ran: Ran, compared: bool, searched: bool) -> Outcome<Run> {
         let chances = ran.director.chances();
         let notes: Vec<usize> = chances.iter().map(|(notes, _)| *notes).collect();
         let (mut run, steps) = place.lag.run_with_steps(&self.scenario.name, &notes);
@@ -161,7 +161,7 @@ impl Runs<'_> {
             .map(|((_, moment), step)| Moment { step, ..moment })
             .collect();
         // Before the judgement, which adds a step.
-        let redundant = match self.every_moment || ran.director.has_waited() {
+        let redundant = match !searched || self.every_moment || ran.director.has_waited() {
             true => BTreeSet::new(),
             false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
         };

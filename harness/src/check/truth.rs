@@ -134,11 +134,6 @@ impl Truth {
         self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Begins to note anew what is looked at.
-    pub(crate) fn forget_looks(&self) {
-        self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
     fn look(&self, resource: &str) {
         let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         if !looked_at.contains(resource) {

@@ -111,9 +111,15 @@ impl Choices {
         Reached::Known
     }
 
-    /// Whether the run is one of a search, whose trace nobody looks at unless it fails.
+    /// Whether the run is one of a search, which wants to know what states it comes to and what need not be tried.
     pub(crate) fn is_one_of_a_search(&self) -> bool {
         self.lock().known.is_some()
+    }
+
+    /// Whether the run is compared with another of the same choices, so that its trace is looked at though it passes.
+    pub(crate) fn is_compared(&self) -> bool {
+        let inner = self.lock();
+        inner.known.is_none() && !matches!(inner.plan, Plan::Random(_) | Plan::Pct { .. })
     }
 
     /// The states that were told, and whether the run was ended at the last of them.
