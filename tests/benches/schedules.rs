@@ -31,7 +31,8 @@ const SCHEDULES: u64 = 40;
 /// How many points of a schedule are not the freshest.
 const DEPTH: usize = 2;
 
-#[tokio::main]
+/// On one thread, as under `#[tokio::test]`.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let ears = Ears::listen();
     let mut figures = Figures::of("schedules");

@@ -93,6 +93,23 @@ struct Forks {
     erasures: Mutex<JoinSet<Result<(), WorldError>>>,
     /// What every run is forked from; the reason where that cannot be.
     moment: Result<Moment, String>,
+    ahead: Mutex<Ahead>,
+}
+
+/// The world of the next run, made beside the one under way.
+#[derive(Default)]
+struct Ahead {
+    /// Whether there will be a next run.
+    wanted: bool,
+    /// One task, which ends with this.
+    next: Option<JoinSet<Next>>,
+}
+
+/// A world that nobody has asked for yet.
+struct Next {
+    made: Result<crate::world::World, CheckError>,
+    /// How many resources were followed when it was begun.
+    followed: usize,
 }
 
 /// What a world is made from.
@@ -141,7 +158,8 @@ impl Ground {
                 ground.create(&source, scenario.set_up.as_ref()).await?;
                 let moment = worlds.moment(&source).await.map_err(|error| error.to_string());
                 worlds.erase_namespace(&source).await.map_err(CheckError::world)?;
-                Ok(Forks { worlds, erasures: Mutex::default(), moment })
+                let (erasures, ahead) = (Mutex::default(), Mutex::default());
+                Ok(Forks { worlds, erasures, moment, ahead })
             }
         };
         if let Ok(Forks { moment: Ok(moment), .. }) = &ground.forks {
@@ -202,10 +220,17 @@ impl Ground {
         from: Source,
     ) -> Result<Place, CheckError> {
         let (namespace, fork, complete) = match (&self.forks, from) {
-            (Ok(Forks { worlds, moment: Ok(moment), .. }), Source::Moment) => {
-                let fork = worlds.fork(moment).await.map_err(CheckError::world)?;
-                self.reached(moment, &fork).await?;
-                fork.authorized(&self.client).await.map_err(CheckError::world)?;
+            (Ok(forks @ Forks { worlds, moment: Ok(moment), .. }), Source::Moment) => {
+                let fork = match self.made_ahead(forks).await? {
+                    Some(fork) => fork,
+                    None => self.fork(worlds, moment).await?,
+                };
+                let mut ahead = lock(&forks.ahead);
+                if ahead.wanted && ahead.next.is_none() {
+                    let (made, followed) = (self.fork(worlds, moment), self.followed_count());
+                    let next = async move { Next { made: made.await, followed } };
+                    ahead.next = Some(JoinSet::from_iter([next]));
+                }
                 (fork.namespace().to_owned(), Some(fork), true)
             }
             (Ok(Forks { worlds, .. }), _) => {
@@ -241,28 +266,74 @@ impl Ground {
         Ok(Place { namespace, lag, fork })
     }
 
-    /// Waits until the taps have all of a fork.
-    async fn reached(&self, moment: &Moment, fork: &crate::world::World) -> Result<(), CheckError> {
-        let Some(taps) = &self.taps else { return Ok(()) };
-        let last = fork.last_revisions();
-        for resource in resources_of(moment) {
-            let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
-            let revision = last.get(&kind).copied();
-            if let Some(revision) = revision.filter(|_| taps.is_open(&resource)) {
-                let reached = taps.reached(&resource, fork.namespace(), revision);
-                reached.await.map_err(|error| CheckError::set_up(error.into()))?;
-            }
+    /// Makes runs, and beside each of them the world of the next one.
+    ///
+    /// No such world is left when the runs are over: whoever a set-up lets act, such as a real controller, would act in
+    /// it as well.
+    pub(super) async fn with_worlds_ahead<T>(
+        &self,
+        runs: impl Future<Output = T>,
+    ) -> Result<T, CheckError> {
+        let Ok(forks) = &self.forks else { return Ok(runs.await) };
+        lock(&forks.ahead).wanted = true;
+        let output = runs.await;
+        lock(&forks.ahead).wanted = false;
+        if let Some(Next { made, .. }) = next_of(forks).await? {
+            self.drop_unused(forks, made?).await?;
         }
-        Ok(())
+        Ok(output)
+    }
+
+    /// The world that was made ahead, if there is one. What was begun before all taps were open may be unknown to some of
+    /// them, and is erased.
+    async fn made_ahead(&self, forks: &Forks) -> Result<Option<crate::world::World>, CheckError> {
+        let Some(Next { made, followed }) = next_of(forks).await? else { return Ok(None) };
+        let fork = made?;
+        if followed == self.followed_count() {
+            return Ok(Some(fork));
+        }
+        self.drop_unused(forks, fork).await?;
+        Ok(None)
+    }
+
+    async fn drop_unused(
+        &self,
+        forks: &Forks,
+        fork: crate::world::World,
+    ) -> Result<(), CheckError> {
+        self.forget(fork.namespace());
+        forks.worlds.erase(fork).await.map_err(CheckError::world)
+    }
+
+    /// A fork that all taps have and that its users may act in. The future borrows nothing.
+    fn fork(
+        &self,
+        worlds: &Worlds,
+        moment: &Moment,
+    ) -> impl Future<Output = Result<crate::world::World, CheckError>> + Send + use<> {
+        let (worlds, moment) = (worlds.clone(), moment.clone());
+        let (taps, client) = (self.taps.clone(), self.client.clone());
+        async move {
+            let fork = worlds.fork(&moment).await.map_err(CheckError::world)?;
+            if let Some(taps) = &taps {
+                reached(taps, &moment, &fork).await?;
+            }
+            fork.authorized(&client).await.map_err(CheckError::world)?;
+            Ok(fork)
+        }
+    }
+
+    fn forget(&self, namespace: &str) {
+        if let Some(taps) = &self.taps {
+            taps.forget(namespace);
+        }
     }
 
     /// Removes the world of a run, whose clients are gone. A world in etcd goes beside the runs that follow: what keeps
     /// it from going is an error of a later call, or of [`close`](Self::close).
     pub(super) async fn leave(&self, place: Place) -> Result<(), CheckError> {
         place.lag.close();
-        if let Some(taps) = &self.taps {
-            taps.forget(&place.namespace);
-        }
+        self.forget(&place.namespace);
         let Ok(forks) = &self.forks else {
             let namespaces: Api<Namespace> = Api::all(self.client.clone());
             let how = DeleteParams::background();
@@ -370,6 +441,32 @@ impl Ground {
         worlds.close().await.map_err(CheckError::world)?;
         first
     }
+}
+
+/// Waits until the taps have all of a fork.
+async fn reached(
+    taps: &Taps,
+    moment: &Moment,
+    fork: &crate::world::World,
+) -> Result<(), CheckError> {
+    let last = fork.last_revisions();
+    for resource in resources_of(moment) {
+        let kind = crate::world::Resource::new(&*resource.group, &*resource.plural);
+        let revision = last.get(&kind).copied();
+        if let Some(revision) = revision.filter(|_| taps.is_open(&resource)) {
+            let reached = taps.reached(&resource, fork.namespace(), revision);
+            reached.await.map_err(|error| CheckError::set_up(error.into()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for the world of the next run, if one is being made.
+async fn next_of(forks: &Forks) -> Result<Option<Next>, CheckError> {
+    let next = lock(&forks.ahead).next.take();
+    let Some(mut next) = next else { return Ok(None) };
+    let joined = next.join_next().await.transpose();
+    joined.map_err(|_| CheckError::world(WorldError::RuntimeEnded))
 }
 
 /// What an erasure in the background has come to.

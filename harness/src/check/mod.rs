@@ -272,7 +272,9 @@ impl Check {
             let saved = Regressions::read(file).map_err(files::regressions)?;
             search = search.first(saved.tokens().iter().cloned());
         }
-        let explored = search.run(&self.inspected(forked)).await.map_err(CheckError::Explore)?;
+        let forked = self.inspected(forked);
+        let explored = ground.with_worlds_ahead(search.run(&forked)).await?;
+        let explored = explored.map_err(CheckError::Explore)?;
         // With it goes the line on the terminal.
         drop(search);
         let mut report = self.report(ground, scenario, &explored).await;

@@ -1,4 +1,4 @@
-//! Runs beside the requests that they sent, sent again by an ordinary client in a world of the same form.
+//! Runs beside the requests that they sent, sent again three times by an ordinary client in worlds of the same form.
 
 mod aliases;
 
@@ -46,15 +46,14 @@ pub(crate) async fn beside_their_requests(
             raw.again(made).await?;
         }
         for made in runs {
-            let again = raw.again(&made).await?;
-            pairs.push((made.times, again));
+            pairs.push((raw.middle_of_three(&made).await?, made.times));
         }
     }
     raw.worlds.erase_namespace(&source).await?;
     raw.worlds.close().await?;
     let ratios = |name: &str, run: fn(&Times) -> Duration, raw: fn(&Again) -> Duration| {
         let ratio =
-            |(times, again): &(Times, Again)| run(times).as_secs_f64() / raw(again).as_secs_f64();
+            |(again, times): &(Again, Times)| run(times).as_secs_f64() / raw(again).as_secs_f64();
         let mut ratios: Vec<f64> = pairs.iter().map(ratio).collect();
         ratios.sort_by(f64::total_cmp);
         (name.to_owned(), ratios[ratios.len() / 2], ratios[ratios.len() * 19 / 20])
@@ -70,9 +69,9 @@ pub(crate) async fn beside_their_requests(
         figures.ratio(&format!("{name}, median"), median, Limit::None);
         figures.ratio(&format!("{name}, nineteen of twenty"), most, limit);
     }
-    let requests = pairs.iter().map(|(_, again)| again.sent).sum::<usize>() / pairs.len();
+    let requests = pairs.iter().map(|(again, _)| again.sent).sum::<usize>() / pairs.len();
     figures.count("requests of a run, mean", requests as f64, "", Limit::None);
-    let mut times: Vec<Duration> = pairs.iter().map(|(_, again)| again.requests).collect();
+    let mut times: Vec<Duration> = pairs.iter().map(|(again, _)| again.requests).collect();
     figures.time("the requests of a run, sent again, median", spread(&mut times).0, None);
     Ok(())
 }
@@ -142,6 +141,14 @@ impl Again {
 }
 
 impl Raw {
+    /// A garbage collection of the server's makes one of many twice as slow.
+    async fn middle_of_three(&self, made: &Made) -> Result<Again> {
+        let mut all = [self.again(made).await?, self.again(made).await?, self.again(made).await?];
+        all.sort_by_key(Again::whole);
+        let [_, middle, _] = all;
+        Ok(middle)
+    }
+
     async fn again(&self, made: &Made) -> Result<Again> {
         let begun = Instant::now();
         let world = self.worlds.fork(&self.moment).await?;
