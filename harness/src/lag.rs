@@ -248,19 +248,19 @@ impl Lag {
     /// The bookmarks of the server are dropped meanwhile, but for one that ends an initial list: they come when
     /// its clock says so, and a schedule could not be repeated.
     pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
-        self.withhold_bookmarks(true);
+        self.engine.change(|registry| registry.scheduled = true);
         drop(self.engine.schedule.set(Some(Box::new(scheduler))));
     }
 
     /// Asks no scheduler any more; holds stay as they are.
     pub fn clear_scheduler(&self) {
         drop(self.engine.schedule.set(None));
-        self.withhold_bookmarks(false);
+        self.engine.change(|registry| registry.scheduled = false);
     }
 
-    /// Whether the clients get no bookmarks from now on; also set before a run in which streams open first.
-    pub(crate) fn withhold_bookmarks(&self, withheld: bool) {
-        self.engine.change(|registry| registry.withholds_bookmarks = withheld);
+    /// From now on the clients get no bookmarks, also before a scheduler is set and when it is set no more.
+    pub(crate) fn without_bookmarks(&self) {
+        self.engine.change(|registry| registry.without_bookmarks = true);
     }
 
     /// Waits until the scheduler has decided for the `count`th time, since this was made, that the process under

@@ -256,7 +256,7 @@ impl Ground {
             None => self.upstream.clone(),
         };
         let lag = Lag::over_upstream(upstream, &namespace);
-        lag.withhold_bookmarks(true);
+        lag.without_bookmarks();
         lag.record();
         for TapResource { group, version, plural } in self.followed() {
             lag.observe_resource(&group, &version, &plural, &namespace)

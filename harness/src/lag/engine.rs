@@ -59,9 +59,10 @@ pub(super) struct Registry {
     pub(super) replicas: Vec<Stream>,
     /// What happened, if somebody wants to know.
     pub(super) chronicle: Option<Chronicle>,
-    /// Whether clients get no bookmarks. The server sends them by its clock and need not send any, and what is to
-    /// happen again in the same way cannot hang on a clock.
-    pub(super) withholds_bookmarks: bool,
+    /// Whether clients get no bookmarks: while a scheduler is set, and for good. The server sends them by its clock and
+    /// need not send any, and what is to happen again in the same way cannot hang on a clock.
+    pub(super) scheduled: bool,
+    pub(super) without_bookmarks: bool,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
     /// Streams that are no store's, in addition to those of metadata.
@@ -484,7 +485,8 @@ impl Registry {
 
     /// Takes in one line of a watch. Returns whether its client may have it now.
     pub(super) fn receive(&mut self, which: Which, epoch: u64, line: Bytes) -> Option<Waker> {
-        let withheld = self.withholds_bookmarks && matches!(which, Which::Client(_));
+        let withheld =
+            (self.scheduled || self.without_bookmarks) && matches!(which, Which::Client(_));
         let stream = self.at_mut(which);
         let before = stream.events().len();
         let waker = stream.receive(epoch, line, withheld);

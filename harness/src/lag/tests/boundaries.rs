@@ -133,6 +133,13 @@ async fn the_clock_of_the_server_brings_no_bookmark_into_a_schedule() {
     let bookmark = fixture.server.bookmark("configmaps");
     cache.shown(&bookmark).await.unwrap();
     assert_eq!(cache.delivered_resource_version().unwrap(), Some(bookmark));
+    // A check has none in its record, whatever comes between the run and the judgement.
+    fixture.lag.without_bookmarks();
+    fixture.server.bookmark("configmaps");
+    let event = fixture.put("a", "3");
+    cache.shown(&event).await.unwrap();
+    let frames = fixture.lag.engine.look(|registry| registry.streams[0].handed());
+    assert_eq!(frames, 4, "three events and the one bookmark");
 }
 
 #[tokio::test]
