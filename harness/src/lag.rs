@@ -248,14 +248,12 @@ impl Lag {
     /// The bookmarks of the server are dropped meanwhile, but for one that ends an initial list: they come when
     /// its clock says so, and a schedule could not be repeated.
     pub fn set_scheduler(&self, scheduler: impl Scheduler + 'static) {
-        self.engine.change(|registry| registry.scheduled = true);
         drop(self.engine.schedule.set(Some(Box::new(scheduler))));
     }
 
     /// Asks no scheduler any more; holds stay as they are.
     pub fn clear_scheduler(&self) {
         drop(self.engine.schedule.set(None));
-        self.engine.change(|registry| registry.scheduled = false);
     }
 
     /// From now on the clients get no bookmarks, also before a scheduler is set and when it is set no more.

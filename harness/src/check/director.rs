@@ -304,27 +304,25 @@ impl Director {
     /// Whether an actor who acts by itself has something to do.
     pub(super) fn has_work(&self) -> bool {
         let seen = self.shared.lag.observed_by_resource();
-        let actors = self.shared.actors.iter().enumerate();
-        actors.filter(|(_, actor)| actor.acts_by_itself()).any(|(index, _)| {
-            let asked = self.ask(index, &seen);
-            let has_work = asked.step.is_some();
-            self.lock().asked[index] = Some(asked);
-            has_work
-        })
+        let mut actors = self.shared.actors.iter().enumerate();
+        actors.any(|(index, actor)| actor.acts_by_itself() && self.ask(index, &seen).is_some())
     }
 
-    /// What an actor does next; it is taken out of what is known, since a step can be made once.
-    fn ask(&self, index: usize, seen: &Seen) -> Asked {
-        let (known, made) = {
-            let mut state = self.lock();
-            (state.asked[index].take(), state.made[index])
-        };
-        if let Some(known) = known.filter(|known| known.holds(seen)) {
-            return known;
-        }
-        let truth = self.shared.lag.truth();
-        let step = self.shared.actors[index].next(made, &truth, &self.shared.acting);
-        Asked { seen: seen.clone(), looked_at: truth.looked_at(), step }
+    /// What an actor looked at to find its next step; `None` if it has none. It is not asked again while what it answered
+    /// before holds.
+    fn ask(&self, index: usize, seen: &Seen) -> Option<BTreeSet<String>> {
+        let mut state = self.lock();
+        let known = state.asked[index].take().filter(|known| known.holds(seen));
+        let made = state.made[index];
+        drop(state);
+        let asked = known.unwrap_or_else(|| {
+            let truth = self.shared.lag.truth();
+            let step = self.shared.actors[index].next(made, &truth, &self.shared.acting);
+            Asked { seen: seen.clone(), looked_at: truth.looked_at(), step }
+        });
+        let looked_at = asked.step.is_some().then(|| asked.looked_at.clone());
+        self.lock().asked[index] = Some(asked);
+        looked_at
     }
 
     /// Lets the actors act, one step after the other. Whether any did.
@@ -367,11 +365,7 @@ impl Director {
         if matches!(chance, Chance::WithinAPass) && !actor.is_placed() {
             return false;
         }
-        let mut asked = self.ask(index, seen);
-        if asked.step.is_none() {
-            self.lock().asked[index] = Some(asked);
-            return false;
-        }
+        let Some(looked_at) = self.ask(index, seen) else { return false };
         let eager = actor.acts_by_itself();
         let (menu, acts_at) = match chance {
             _ if !actor.is_placed() => (Vec::new(), 0),
@@ -393,17 +387,18 @@ impl Director {
                 actor: index,
                 alternative: point.filter(|_| acts_at > 0).map(|point| (point, acts_at)),
                 step: 0,
-                looked_at: asked.looked_at.clone(),
+                looked_at,
                 wrote: None,
                 declared: actor.declared().cloned(),
             };
             state.chances.push((notes, chance));
             (taken, state.chances.len() - 1)
         };
-        let Some(step) = asked.step.take_if(|_| taken == acts_at) else {
-            self.lock().asked[index] = Some(asked);
+        if taken != acts_at {
             return false;
-        };
+        }
+        let asked = self.lock().asked[index].take();
+        let Some(step) = asked.and_then(|asked| asked.step) else { return false };
         {
             let mut state = self.lock();
             state.made[index] += 1;

@@ -151,7 +151,6 @@ impl Flips {
                 subject.every_moment = self.check.every_moment;
                 let search = self.flipped_search(scenario)?.max_runs(limit);
                 let explored = ground.with_worlds_ahead(search.run(&subject)).await?;
-                let explored = explored.map_err(CheckError::Explore)?;
                 runs[index] = explored.verdict.runs;
                 let Verdict { completeness, .. } = &explored.verdict;
                 if matches!(completeness, Completeness::NotExhausted { by: Ended::Runs(_) })

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     ask::ask,
     connect::{Connector, Upstream},
+    explore::ExploreError,
     lag::{
         Lag,
         model::{READS_BETWEEN_REPLIES, Request, Verb},
@@ -101,8 +102,8 @@ struct Forks {
 struct Ahead {
     /// Whether there will be a next run.
     wanted: bool,
-    /// One task, which ends with this.
-    next: Option<JoinSet<Next>>,
+    /// One task at most, which ends with this.
+    next: JoinSet<Next>,
 }
 
 /// A world that nobody has asked for yet.
@@ -226,10 +227,9 @@ impl Ground {
                     None => self.fork(worlds, moment).await?,
                 };
                 let mut ahead = lock(&forks.ahead);
-                if ahead.wanted && ahead.next.is_none() {
+                if ahead.wanted && ahead.next.is_empty() {
                     let (made, followed) = (self.fork(worlds, moment), self.followed_count());
-                    let next = async move { Next { made: made.await, followed } };
-                    ahead.next = Some(JoinSet::from_iter([next]));
+                    ahead.next.spawn(async move { Next { made: made.await, followed } });
                 }
                 (fork.namespace().to_owned(), Some(fork), true)
             }
@@ -272,16 +272,16 @@ impl Ground {
     /// it as well.
     pub(super) async fn with_worlds_ahead<T>(
         &self,
-        runs: impl Future<Output = T>,
+        runs: impl Future<Output = Result<T, ExploreError<RunError>>>,
     ) -> Result<T, CheckError> {
-        let Ok(forks) = &self.forks else { return Ok(runs.await) };
+        let Ok(forks) = &self.forks else { return runs.await.map_err(CheckError::Explore) };
         lock(&forks.ahead).wanted = true;
-        let output = runs.await;
+        let explored = runs.await;
         lock(&forks.ahead).wanted = false;
         if let Some(Next { made, .. }) = next_of(forks).await? {
             self.drop_unused(forks, made?).await?;
         }
-        Ok(output)
+        explored.map_err(CheckError::Explore)
     }
 
     /// The world that was made ahead, if there is one. What was begun before all taps were open may be unknown to some of
@@ -463,8 +463,7 @@ async fn reached(
 
 /// Waits for the world of the next run, if one is being made.
 async fn next_of(forks: &Forks) -> Result<Option<Next>, CheckError> {
-    let next = lock(&forks.ahead).next.take();
-    let Some(mut next) = next else { return Ok(None) };
+    let mut next = std::mem::take(&mut lock(&forks.ahead).next);
     let joined = next.join_next().await.transpose();
     joined.map_err(|_| CheckError::world(WorldError::RuntimeEnded))
 }

@@ -53,13 +53,12 @@ impl Subject for Runs<'_> {
         let mut laps = Laps::begin();
         let place = self.ground.world(self.scenario, self.from).await.map_err(RunError::of)?;
         laps.end(Part::World);
-        let (compared, searched) = (choices.is_compared(), choices.is_one_of_a_search());
-        let ran = timeout(self.scenario.deadline, self.in_world(&place, choices)).await;
+        let ran = timeout(self.scenario.deadline, self.in_world(&place, choices.clone())).await;
         place.lag.clear_scheduler();
         self.ground.note_left_out(&place.lag);
         laps.end(Part::Process);
         let outcome = match ran {
-            Ok(Ok(ran)) => Ok(self.judge(&place, ran, compared, searched)),
+            Ok(Ok(ran)) => Ok(self.judge(&place, ran, &choices)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(RunError {
                 what: format!("the process has not ended within {:?}", self.scenario.deadline),
@@ -150,8 +149,8 @@ impl Runs<'_> {
         RunError { what, evidence, source: None }
     }
 
-    /// `compared`: somebody looks at the trace whatever the end is. `searched`: a search asks what need not be tried.
-    fn judge(&self, place: &Place, ran: Ran, compared: bool, searched: bool) -> Outcome<Run> {
+    /// What a run of these choices has come to, with what is wanted of such a run.
+    fn judge(&self, place: &Place, ran: Ran, choices: &Choices) -> Outcome<Run> {
         let chances = ran.director.chances();
         let notes: Vec<usize> = chances.iter().map(|(notes, _)| *notes).collect();
         let (mut run, steps) = place.lag.run_with_steps(&self.scenario.name, &notes);
@@ -161,7 +160,8 @@ impl Runs<'_> {
             .map(|((_, moment), step)| Moment { step, ..moment })
             .collect();
         // Before the judgement, which adds a step.
-        let redundant = match !searched || self.every_moment || ran.director.has_waited() {
+        let all_count = self.every_moment || ran.director.has_waited();
+        let redundant = match all_count || !choices.is_one_of_a_search() {
             true => BTreeSet::new(),
             false => reduction::redundant(&run, &moments, &place.lag.unwrapped()),
         };
@@ -170,7 +170,7 @@ impl Runs<'_> {
             return Outcome::new(Ending::Impossible { point, why }, run);
         }
         let ending = self.ending(&mut run, &ran);
-        let compared = compared || ending.oracle().is_some();
+        let compared = choices.is_compared() || ending.oracle().is_some();
         let trace = if compared { trace(&run) } else { Vec::new() };
         let interleavings = model::interleavings(&run).unwrap_or(1);
         Outcome::new(ending, run)

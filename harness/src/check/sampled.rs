@@ -68,7 +68,6 @@ impl Check {
         }
         let subject = self.inspected(runs(ground, scenario, Source::Moment));
         let explored = ground.with_worlds_ahead(sample.run(&subject)).await?;
-        let explored = explored.map_err(CheckError::Explore)?;
         let mut report = self.report(ground, scenario, &explored).await;
         if let Some(first) = explored.failures.into_iter().next() {
             report.findings.push(self.reduce(ground, scenario, first, &report.verdict).await?);

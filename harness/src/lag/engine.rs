@@ -59,9 +59,8 @@ pub(super) struct Registry {
     pub(super) replicas: Vec<Stream>,
     /// What happened, if somebody wants to know.
     pub(super) chronicle: Option<Chronicle>,
-    /// Whether clients get no bookmarks: while a scheduler is set, and for good. The server sends them by its clock and
-    /// need not send any, and what is to happen again in the same way cannot hang on a clock.
-    pub(super) scheduled: bool,
+    /// Whether clients get no bookmarks, also while no scheduler is set. The server sends them by its clock and need not
+    /// send any, and what is to happen again in the same way cannot hang on a clock.
     pub(super) without_bookmarks: bool,
     lists: Vec<KnownList>,
     holds: Vec<HoldRule>,
@@ -189,6 +188,12 @@ impl Engine {
             waker.wake();
         }
         result
+    }
+
+    /// Takes in one line of a watch, and wakes the client that can now go on.
+    pub(super) fn receive(&self, which: Which, epoch: u64, line: Bytes) {
+        let scheduled = self.schedule.is_set();
+        self.change_and_wake(|registry| ((), registry.receive(which, epoch, line, scheduled)));
     }
 
     /// Asks `check` now and after every change, until it answers or `deadline` has passed.
@@ -484,9 +489,8 @@ impl Registry {
     }
 
     /// Takes in one line of a watch. Returns whether its client may have it now.
-    pub(super) fn receive(&mut self, which: Which, epoch: u64, line: Bytes) -> Option<Waker> {
-        let withheld =
-            (self.scheduled || self.without_bookmarks) && matches!(which, Which::Client(_));
+    fn receive(&mut self, which: Which, epoch: u64, line: Bytes, scheduled: bool) -> Option<Waker> {
+        let withheld = (scheduled || self.without_bookmarks) && matches!(which, Which::Client(_));
         let stream = self.at_mut(which);
         let before = stream.events().len();
         let waker = stream.receive(epoch, line, withheld);

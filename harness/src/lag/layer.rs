@@ -376,9 +376,7 @@ impl Serving {
         let Some((stream, epoch)) = opened else { return self.expired(&resource_version) };
         drop(claim);
         for line in before.map(|replay| replay.lines).into_iter().flatten() {
-            self.engine.change_and_wake(|registry| {
-                ((), registry.receive(Which::Client(stream), epoch, line))
-            });
+            self.engine.receive(Which::Client(stream), epoch, line);
         }
         let engine = Arc::downgrade(&self.engine);
         let upstream = self.upstream.clone();

@@ -82,8 +82,7 @@ impl Drain {
             return;
         }
         if let Some(engine) = self.engine.upgrade() {
-            engine
-                .change_and_wake(|registry| ((), registry.receive(self.stream, self.epoch, line)));
+            engine.receive(self.stream, self.epoch, line);
         }
     }
 

@@ -46,14 +46,15 @@ pub(crate) async fn beside_their_requests(
             raw.again(made).await?;
         }
         for made in runs {
-            pairs.push((raw.middle_of_three(&made).await?, made.times));
+            let again = raw.middle_of_three(&made).await?;
+            pairs.push((made.times, again));
         }
     }
     raw.worlds.erase_namespace(&source).await?;
     raw.worlds.close().await?;
     let ratios = |name: &str, run: fn(&Times) -> Duration, raw: fn(&Again) -> Duration| {
         let ratio =
-            |(again, times): &(Again, Times)| run(times).as_secs_f64() / raw(again).as_secs_f64();
+            |(times, again): &(Times, Again)| run(times).as_secs_f64() / raw(again).as_secs_f64();
         let mut ratios: Vec<f64> = pairs.iter().map(ratio).collect();
         ratios.sort_by(f64::total_cmp);
         (name.to_owned(), ratios[ratios.len() / 2], ratios[ratios.len() * 19 / 20])
@@ -69,9 +70,9 @@ pub(crate) async fn beside_their_requests(
         figures.ratio(&format!("{name}, median"), median, Limit::None);
         figures.ratio(&format!("{name}, nineteen of twenty"), most, limit);
     }
-    let requests = pairs.iter().map(|(again, _)| again.sent).sum::<usize>() / pairs.len();
+    let requests = pairs.iter().map(|(_, again)| again.sent).sum::<usize>() / pairs.len();
     figures.count("requests of a run, mean", requests as f64, "", Limit::None);
-    let mut times: Vec<Duration> = pairs.iter().map(|(again, _)| again.requests).collect();
+    let mut times: Vec<Duration> = pairs.iter().map(|(_, again)| again.requests).collect();
     figures.time("the requests of a run, sent again, median", spread(&mut times).0, None);
     Ok(())
 }
