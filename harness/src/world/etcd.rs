@@ -47,19 +47,26 @@ pub(super) struct Etcd {
 /// etcd does.
 struct Connected {
     sender: SendRequest<Bytes>,
-    connection: Connection<Box<dyn Stream>, Bytes>,
+    /// Until it has ended.
+    connection: Option<Connection<Box<dyn Stream>, Bytes>>,
 }
 
 impl Connected {
-    /// Waits for something that needs the connection to go on; also says whether it still does.
-    async fn while_it_goes_on<T>(&mut self, needed: impl Future<Output = T>) -> (T, bool) {
+    /// Waits for something that needs the connection to go on.
+    async fn while_it_goes_on<T>(&mut self, needed: impl Future<Output = T>) -> T {
         let mut needed = std::pin::pin!(needed);
-        tokio::select! {
-            biased;
-            // First, as it may have ended by now.
-            _ = &mut self.connection => (needed.await, false),
-            done = &mut needed => (done, true),
+        if let Some(connection) = &mut self.connection {
+            tokio::select! {
+                biased;
+                // First, as it may have ended by now.
+                _ = connection => {}
+                done = &mut needed => return done,
+            }
+            // A connection that could not be written to ends without a word to its streams, which
+            // would wait for ever; dropping it tells them. What they have received stays theirs.
+            self.connection = None;
         }
+        needed.await
     }
 
     /// Sends one message; the answer is the server's first headers. `more` messages may follow on the stream.
@@ -185,8 +192,8 @@ impl Etcd {
             let (answer, request) = connected
                 .call("/etcdserverpb.Watch/Watch", &request, true)
                 .map_err(EtcdError::Connection)?;
-            let (body, open) = connected.while_it_goes_on(began(answer)).await;
-            Ok(Watch { body: body?, buffer: BytesMut::new(), connected, open, _request: request })
+            let body = connected.while_it_goes_on(began(answer)).await?;
+            Ok(Watch { body, buffer: BytesMut::new(), connected, _request: request })
         };
         match tokio::time::timeout(REQUEST_LIMIT, opened).await {
             Ok(result) => result.map_err(|error| self.failed(attempt, error)),
@@ -212,10 +219,9 @@ impl Etcd {
             let mut connected = self.connected().await?;
             let (answer, _) =
                 connected.call(path, question, false).map_err(EtcdError::Connection)?;
-            let (answer, open) = connected.while_it_goes_on(whole(answer)).await;
-            let mut answer = answer?;
+            let mut answer = connected.while_it_goes_on(whole(answer)).await?;
             // Only a connection whose answer was read to its end is free for the next request.
-            if open {
+            if connected.connection.is_some() {
                 self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connected);
             }
             let message = take_message(&mut answer).ok_or(EtcdError::NoMessage)?;
@@ -235,8 +241,8 @@ impl Etcd {
             let mut sender = connected.sender.clone();
             let ready = poll_fn(|context| sender.poll_ready(context));
             // Nobody has looked at it since: it may have been closed meanwhile.
-            let (ready, open) = connected.while_it_goes_on(ready).await;
-            if ready.is_ok() && open {
+            let ready = connected.while_it_goes_on(ready).await;
+            if ready.is_ok() && connected.connection.is_some() {
                 return Ok(connected);
             }
         }
@@ -251,7 +257,7 @@ impl Etcd {
             .handshake(stream)
             .await
             .map_err(EtcdError::Connection)?;
-        Ok(Connected { sender, connection })
+        Ok(Connected { sender, connection: Some(connection) })
     }
 }
 
@@ -260,8 +266,6 @@ pub(super) struct Watch {
     body: RecvStream,
     buffer: BytesMut,
     connected: Connected,
-    /// Whether the connection has anything left to do.
-    open: bool,
     /// etcd ends the watch when this is dropped.
     _request: SendStream<Bytes>,
 }
@@ -273,16 +277,7 @@ impl Watch {
             if let Some(message) = take_message(&mut self.buffer) {
                 return Changes::decode(message).map(Some).map_err(EtcdError::Answer);
             }
-            let data = next_data(&mut self.body);
-            let data = match self.open {
-                true => {
-                    let (data, open) = self.connected.while_it_goes_on(data).await;
-                    self.open = open;
-                    data
-                }
-                false => data.await,
-            };
-            match data? {
+            match self.connected.while_it_goes_on(next_data(&mut self.body)).await? {
                 Some(data) => self.buffer.extend_from_slice(&data),
                 None => return Ok(None),
             }
@@ -363,5 +358,69 @@ fn check(headers: &HeaderMap) -> Result<(), EtcdError> {
     match message.contains("database space exceeded") {
         true => Err(EtcdError::NoSpace { message }),
         false => Err(EtcdError::Refused { status, message }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+
+    /// Says nothing, and from some moment on cannot be written to.
+    struct Mute {
+        broken: Arc<AtomicBool>,
+    }
+
+    impl AsyncRead for Mute {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Mute {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(match self.broken.load(Ordering::SeqCst) {
+                true => Err(io::ErrorKind::BrokenPipe.into()),
+                false => Ok(bytes.len()),
+            })
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_hears_of_a_connection_that_cannot_be_written_to() {
+        let broken = Arc::new(AtomicBool::new(false));
+        let stream: Box<dyn Stream> = Box::new(Mute { broken: broken.clone() });
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let mut connected = Connected { sender, connection: Some(connection) };
+        let (answer, _request) = connected.call("/a", &Empty {}, true).unwrap();
+        broken.store(true, Ordering::SeqCst);
+
+        let began = connected.while_it_goes_on(began(answer));
+        let began = tokio::time::timeout(Duration::from_secs(10), began).await;
+        let error = began.expect("it waits for what cannot come").unwrap_err();
+        assert!(matches!(error, EtcdError::Connection(_)), "{error:?}");
     }
 }

@@ -103,9 +103,10 @@ async fn stream(
         while let Some(data) = asked.data().await {
             let data = data?;
             asked.flow_control().release_capacity(data.len())?;
-            ask.send_data(data, false)?;
+            // etcd may have answered without waiting for the end, and listens no longer.
+            let _ = ask.send_data(data, false);
         }
-        ask.send_data(Bytes::new(), true)?;
+        let _ = ask.send_data(Bytes::new(), true);
         anyhow::Ok(())
     };
     let mut held = state.watches_held.subscribe();
