@@ -21,68 +21,67 @@ async fn a_role_holds_at_the_first_request(stage: &Stage) -> Result<()> {
         let role = format!("r{number}");
         bound(stage, &source, &role, &["get", "list"]).await?;
     }
-    let moment = stage.worlds.moment(&source).await?;
-    let forks = (0..rounds(200)?).map(async |round| {
-        let world = stage.worlds.fork(&moment).await?;
-        world.ready(&stage.client).await?;
+    in_each_fork(stage, &source, async |round, world| {
         // The last one first: it is what the authorizer sees last.
         for number in (0..3).rev() {
-            let first = as_account(stage, world.namespace(), &format!("r{number}"), "").await;
+            let first = as_account(stage, world, &format!("r{number}"), "").await;
             assert!(first.is_ok(), "round {round}: {first:?}");
         }
-        stage.worlds.erase(world).await?;
-        Ok(())
-    });
-    futures::stream::iter(forks).buffer_unordered(AT_ONCE).try_collect().await
+    })
+    .await
 }
 
 async fn what_a_role_lost_is_lost_at_the_first_request(stage: &Stage) -> Result<()> {
     let source = stage.namespace().await?;
     bound(stage, &source, "r", &["get", "list"]).await?;
-    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{source}/roles/r");
-    let rules = json!({ "rules": [
-        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"] },
-    ] });
-    request(&stage.client, "PATCH", &path, Some(&rules)).await?;
-    let moment = stage.worlds.moment(&source).await?;
-    let forks = (0..rounds(200)?).map(async |round| {
-        let world = stage.worlds.fork(&moment).await?;
-        world.ready(&stage.client).await?;
-        match as_account(stage, world.namespace(), "r", "").await {
+    allow(stage, &source, &["get"]).await?;
+    in_each_fork(stage, &source, async |round, world| {
+        match as_account(stage, world, "r", "").await {
             Err(kube::Error::Api(status)) if status.code == 403 => {}
             first => panic!("round {round}: {first:?}"),
         }
-        match as_account(stage, world.namespace(), "r", "/none").await {
+        match as_account(stage, world, "r", "/none").await {
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             first => panic!("round {round}: {first:?}"),
         }
-        stage.worlds.erase(world).await?;
-        Ok(())
-    });
-    futures::stream::iter(forks).buffer_unordered(AT_ONCE).try_collect().await
+    })
+    .await
 }
 
 /// All that the authorizer answers at the end, it answers before the loss too.
 async fn what_was_lost_for_a_while_is_granted_at_the_first_request(stage: &Stage) -> Result<()> {
     let source = stage.namespace().await?;
     bound(stage, &source, "r", &["get", "list"]).await?;
-    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{source}/roles/r");
-    for verbs in [json!(["get"]), json!(["get", "list"])] {
-        let rules = json!({ "rules": [
-            { "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs },
-        ] });
-        request(&stage.client, "PATCH", &path, Some(&rules)).await?;
-    }
-    let moment = stage.worlds.moment(&source).await?;
+    allow(stage, &source, &["get"]).await?;
+    allow(stage, &source, &["get", "list"]).await?;
+    in_each_fork(stage, &source, async |round, world| {
+        let first = as_account(stage, world, "r", "").await;
+        assert!(first.is_ok(), "round {round}: {first:?}");
+    })
+    .await
+}
+
+/// Forks a namespace as it is now again and again, and looks at each fork once it is ready.
+async fn in_each_fork(stage: &Stage, source: &str, look: impl AsyncFn(usize, &str)) -> Result<()> {
+    let moment = stage.worlds.moment(source).await?;
     let forks = (0..rounds(200)?).map(async |round| {
         let world = stage.worlds.fork(&moment).await?;
         world.ready(&stage.client).await?;
-        let first = as_account(stage, world.namespace(), "r", "").await;
-        assert!(first.is_ok(), "round {round}: {first:?}");
+        look(round, world.namespace()).await;
         stage.worlds.erase(world).await?;
         Ok(())
     });
     futures::stream::iter(forks).buffer_unordered(AT_ONCE).try_collect().await
+}
+
+/// What the role `r` allows from now on.
+async fn allow(stage: &Stage, namespace: &str, verbs: &[&str]) -> Result<()> {
+    let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/r");
+    let rules = json!({ "rules": [
+        { "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs },
+    ] });
+    request(&stage.client, "PATCH", &path, Some(&rules)).await?;
+    Ok(())
 }
 
 /// A service account with a role of its own.
