@@ -54,6 +54,7 @@ async fn the_originals_race_is_found_reduced_and_confirmed() -> Result<()> {
 #[case::image_pulled_slowly(rollout::image_pulled_slowly)]
 #[case::set_deleted(rollout::set_deleted)]
 #[case::set_deleted_slowly(rollout::set_deleted_slowly)]
+#[case::set_never_gone(rollout::set_never_gone)]
 #[case::set_recreated(rollout::set_recreated)]
 #[case::set_usurped(rollout::set_usurped)]
 #[case::set_taken_away(rollout::set_taken_away)]

@@ -131,17 +131,31 @@ pub fn kubelet() -> Actor {
     .writing::<Pod>()
 }
 
-/// A kubelet that cannot pull the image at first, and says so.
+/// A kubelet that takes its time: it says nothing, then that it cannot pull the image, and then that the container runs,
+/// each as soon as the operator has said in turn what it has seen.
 pub fn slow_kubelet() -> Actor {
     Actor::new("kubelet", |truth, acting| {
-        let state = match told(truth)? {
-            None => json!({ "waiting": { "reason": "ImagePullBackOff" } }),
-            Some(state) if state.waiting.is_some() => json!({ "waiting": null, "running": {} }),
-            Some(_) => return None,
-        };
-        Some(tell(acting, state))
+        let state = told(truth)?;
+        let seen = not_started(truth)?;
+        match state {
+            None => Some(tell(acting, json!({ "waiting": { "reason": PULL_FAILS } }))),
+            Some(state) if state.waiting.is_some() && seen == PULL_FAILS => {
+                Some(tell(acting, json!({ "waiting": null, "running": {} })))
+            }
+            Some(_) => None,
+        }
     })
     .writing::<Pod>()
+}
+
+/// Why an image is not started, in the kubelet's word.
+const PULL_FAILS: &str = "ImagePullBackOff";
+
+/// What the operator says of a container that was not started.
+fn not_started(truth: &Truth) -> Option<String> {
+    let status = truth.get::<SeiNode>(NODE)?.status?;
+    let said = status.conditions.into_iter().find(|it| it.type_ == "ImageRunning")?;
+    (said.status == "False").then_some(said.message)
 }
 
 /// What was said of the container of the pod that is there, if anything.

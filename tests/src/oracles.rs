@@ -214,7 +214,7 @@ impl Due {
             }
             Self::GoOn => complete("replace-pod"),
             Self::Stamp { image } => status.current_image.as_ref() == Some(image),
-            Self::Fail { .. } => status.plan.is_some_and(|plan| plan.phase == PlanPhase::Failed),
+            Self::Fail { .. } => failed_visibly(after).is_ok(),
         }
     }
 }
@@ -228,7 +228,7 @@ impl std::fmt::Display for Due {
             }
             Self::GoOn => f.write_str("complete replace-pod, since no old pod is left"),
             Self::Stamp { image } => write!(f, "stamp {image}, whose container was started"),
-            Self::Fail { because } => write!(f, "end the plan, since {because}"),
+            Self::Fail { because } => write!(f, "end the plan and say so, since {because}"),
         }
     }
 }
@@ -270,6 +270,18 @@ pub(crate) fn failed_visibly(truth: &Truth) -> Result<(), String> {
             status.last_failure,
             status.conditions
         )),
+    }
+}
+
+/// The StatefulSet is on its way out, and nothing is written before it is gone.
+pub(crate) fn waits_for_it_to_go(truth: &Truth) -> Result<(), String> {
+    let going = truth.get::<StatefulSet>(NODE).is_some_and(|set| is_going(&set));
+    let plan = status(truth).plan.filter(|plan| plan.phase == PlanPhase::Active);
+    let next = plan
+        .and_then(|plan| plan.tasks.into_iter().find(|task| task.status != TaskStatus::Complete));
+    match next.map(|task| task.kind) {
+        Some(kind) if going && kind == "apply-statefulset" => Ok(()),
+        next => Err(format!("the StatefulSet is going: {going}; the next task is {next:?}")),
     }
 }
 

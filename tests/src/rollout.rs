@@ -30,7 +30,7 @@ pub use crate::oracles::{
 use crate::oracles::{
     does_what_there_is_to_do, failed_visibly, foreign_written, new_pod_deleted,
     old_copy_changes_nothing, rolled_out, stamped_early, stamps_what_was_started,
-    written_down_first,
+    waits_for_it_to_go, written_down_first,
 };
 use crate::stage::{NODE, Stage};
 use crate::written::Written;
@@ -103,6 +103,19 @@ pub fn set_deleted(plane: &Arc<Plane>) -> Scenario {
 /// The same, and it stays until its pod is gone (W17).
 pub fn set_deleted_slowly(plane: &Arc<Plane>) -> Scenario {
     interfered("set deleted slowly", plane, slow_deletion_from_outside())
+}
+
+/// The same, and nobody lets it go.
+pub fn set_never_gone(plane: &Arc<Plane>) -> Scenario {
+    let scenario = scenario("set never gone", plane, Begin::Planned);
+    let either = |truth: &_| {
+        let ended = rolled_out(truth).or_else(|_| failed_visibly(truth));
+        ended.or_else(|_| waits_for_it_to_go(truth))
+    };
+    scenario
+        .actor(slow_deletion_from_outside())
+        .without(BuiltIn::SameEnd)
+        .after_settle(ENDS_WELL, either)
 }
 
 /// Somebody puts another StatefulSet of the node in place of the one that was applied (W17).

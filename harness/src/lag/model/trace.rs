@@ -74,6 +74,16 @@ impl Names {
                 add(&commit.key.name, format!("{prefix}<{number}>"));
             }
         }
+        // Clients name their Events themselves, by the time. Source: client-go and kube, `events::Recorder`.
+        let mut events = BTreeMap::new();
+        for request in run.requests().map(|(_, step)| &step.request) {
+            let is_event =
+                request.resource == "events" && matches!(&*request.group, "" | "events.k8s.io");
+            if let Some(name) = request.name.as_deref().filter(|_| is_event) {
+                let number = ordinal(&mut events, name);
+                add(name, format!("<event {number}>"));
+            }
+        }
         texts.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
         Self { versions: BTreeMap::new(), uids: BTreeMap::new(), texts }
     }
@@ -218,8 +228,8 @@ mod tests {
 
     use super::{
         super::{
-            Author, CachedRead, Change, Commit, EnvironmentStep, ObjectKey, Query, Release, Seen,
-            ShownEvent, Step,
+            AnsweredBy, Author, CachedRead, Change, Commit, EnvironmentStep, ObjectKey, Outcome,
+            Query, Release, Request, RequestStep, Seen, ShownEvent, Source, Step, Verb,
         },
         *,
     };
@@ -309,6 +319,51 @@ mod tests {
             json!({"uid": uuid, "f": {format!("k:{{\"uid\":\"{uuid}\"}}"): {}, "g": 1}});
         Names::of(&Run::new("r")).replace(&mut value);
         assert_eq!(value, json!({"uid": "<uid 1>", "f": {"k:{\"uid\":\"<uid 1>\"}": {}, "g": 1}}));
+    }
+
+    #[test]
+    fn an_event_is_called_by_its_number_and_not_by_the_time() {
+        let line = |name: &str, group: &str| {
+            let mut run = run("ns", "web-x7k", "17", "u-1", 0);
+            run.steps
+                .push(Step::new(Duration::ZERO, Action::Request(Box::new(event(name, group)))));
+            normalised(&run).pop().unwrap()
+        };
+        for group in ["", "events.k8s.io"] {
+            let one = line("n0.18ec675633af60f5", group);
+            assert_eq!(one, line("n0.18ec6756703b7df6", group));
+            assert!(one.contains(r#"{"metadata":{"name":"<event 1>"}}"#), "{one}");
+        }
+        let other = |name: &str| line(name, "example.com");
+        assert_ne!(other("n0.18ec675633af60f5"), other("n0.18ec6756703b7df6"), "another kind");
+    }
+
+    fn event(name: &str, group: &str) -> RequestStep {
+        let request = Request {
+            number: 1,
+            verb: Verb::Create,
+            path: "/events".to_owned(),
+            group: group.to_owned(),
+            version: "v1".to_owned(),
+            resource: "events".to_owned(),
+            subresource: None,
+            namespace: Some("ns".to_owned()),
+            name: Some(name.to_owned()),
+            labels: None,
+            fields: None,
+            resource_version_asked: None,
+            resource_version_match: None,
+            resource_version_answered: None,
+            outcome: Outcome::Status(201),
+            answered_by: AnsweredBy::Server,
+            span: None,
+            pass: Some(1),
+            ordinal: 1,
+            started: Duration::ZERO,
+            finished: None,
+            body: Some(json!({"metadata": {"name": name}})),
+        };
+        RequestStep { request, sent: 0, source: Source::Unobserved, reply: Vec::new() }
     }
 
     #[test]
