@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use laggard::Plane;
-use laggard::check::Check;
+use laggard::check::{Check, Scenario};
 use laggard::explore::Token;
 use rollout_tests::{Stage, rollout};
 use tokio::runtime::{Builder, Runtime};
@@ -26,14 +26,24 @@ fn runtimes() -> Result<[Runtime; 2]> {
 fn a_token_makes_one_and_the_same_run_on_either_runtime() -> Result<()> {
     let [one, several] = runtimes()?;
     let token = one.block_on(found())?;
-    let first = one.block_on(repeated(&token))?;
-    let second = several.block_on(repeated(&token))?;
+    let first = one.block_on(repeated(rollout::original, &token))?;
+    let second = several.block_on(repeated(rollout::original, &token))?;
     ensure!(first.len() > 6, "too little to compare: {first:#?}");
     ensure!(
         first.last().is_some_and(|end| end.contains(rollout::STAMPED_EARLY)),
         "another end: {first:#?}"
     );
     ensure!(first == second, "on one thread:\n{first:#?}\non several:\n{second:#?}");
+    Ok(())
+}
+
+/// Whoever publishes an Event names it by the time, which no two runs have in common.
+#[tokio::test]
+async fn a_run_in_which_an_event_is_published_is_made_again_as_well() -> Result<()> {
+    let token = "deletion%20from%20outside@e7:commit".parse()?;
+    let lines = repeated(rollout::set_deleted, &token).await?;
+    let published = lines.iter().filter(|line| line.contains("<event 1>")).count();
+    ensure!(published == 1, "{published} Events were published: {lines:#?}");
     Ok(())
 }
 
@@ -56,10 +66,10 @@ async fn found() -> Result<Token> {
     Ok(token)
 }
 
-async fn repeated(token: &Token) -> Result<Vec<String>> {
+async fn repeated(scenario: fn(&Arc<Plane>) -> Scenario, token: &Token) -> Result<Vec<String>> {
     let plane = plane().await?;
     let check = Check::new().without_files();
-    let lines = check.repeat(&*plane, rollout::original(&plane), token, times()).await?;
+    let lines = check.repeat(&*plane, scenario(&plane), token, times()).await?;
     end(plane).await?;
     Ok(lines)
 }
