@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DeleteParams;
 use laggard::Plane;
-use laggard::check::{Actor, BuiltIn, Scenario, SetUp, World};
+use laggard::check::{Actor, BuiltIn, Scenario, SetUp, Truth, World};
 use seinode_operator::api::SeiNode;
 use seinode_operator::controller::{self, Context};
 use seinode_operator::readers::Cached;
@@ -108,10 +108,7 @@ pub fn set_deleted_slowly(plane: &Arc<Plane>) -> Scenario {
 /// The same, and nobody lets it go.
 pub fn set_never_gone(plane: &Arc<Plane>) -> Scenario {
     let scenario = scenario("set never gone", plane, Begin::Planned);
-    let either = |truth: &_| {
-        let ended = rolled_out(truth).or_else(|_| failed_visibly(truth));
-        ended.or_else(|_| waits_for_it_to_go(truth))
-    };
+    let either = |truth: &_| ended(truth).or_else(|_| waits_for_it_to_go(truth));
     scenario
         .actor(slow_deletion_from_outside())
         .without(BuiltIn::SameEnd)
@@ -261,8 +258,11 @@ fn ends_rolled_out(scenario: Scenario) -> Scenario {
 
 /// What is left depends on when somebody interfered.
 fn ends_somehow(scenario: Scenario) -> Scenario {
-    let either = |truth: &_| rolled_out(truth).or_else(|_| failed_visibly(truth));
-    scenario.without(BuiltIn::SameEnd).after_settle(ENDS_WELL, either)
+    scenario.without(BuiltIn::SameEnd).after_settle(ENDS_WELL, ended)
+}
+
+fn ended(truth: &Truth) -> Result<(), String> {
+    rolled_out(truth).or_else(|_| failed_visibly(truth))
 }
 
 async fn operator(world: World) -> Result<()> {

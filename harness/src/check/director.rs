@@ -19,8 +19,8 @@ use crate::{
         Boundary, ChoiceRecord, Choices, Lag, Released, ReplyFault, Scheduler, Shapes, StreamError,
         Wait,
         model::{
-            Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Request, Run,
-            StreamDescription,
+            Action, Alt, CachedRead, Fault, Identity, Kind, PointId, Run, StreamDescription,
+            is_for_people,
         },
     },
 };
@@ -435,11 +435,6 @@ impl Director {
     }
 }
 
-/// Whether a request only tells people what happened: its reply is in no state, so the one after it would be the same.
-fn is_for_people(request: &Request) -> bool {
-    request.resource == "events" && matches!(request.group.as_str(), "" | "events.k8s.io")
-}
-
 impl Scheduler for Director {
     fn fault(&mut self, boundary: &Boundary) -> Option<ReplyFault> {
         let Shared { restarts, lost_replies, .. } = *self.shared;
@@ -469,11 +464,12 @@ impl Scheduler for Director {
             return Box::pin(std::future::ready(()));
         }
         // What was read without a wrapper, and what was waited for, is in no state.
-        let told = boundary.request.as_ref().is_some_and(|request| !is_for_people(request))
-            && !self.lock().waited
-            && !self.lock().driven
-            && self.shared.states.is_some()
-            && self.shared.lag.unwrapped().is_empty();
+        let told =
+            boundary.request.as_ref().is_some_and(|it| !is_for_people(&it.group, &it.resource))
+                && !self.lock().waited
+                && !self.lock().driven
+                && self.shared.states.is_some()
+                && self.shared.lag.unwrapped().is_empty();
         if self.shared.actors.is_empty() && !told {
             return Box::pin(std::future::ready(()));
         }

@@ -25,7 +25,7 @@ use crate::{
     explore::ExploreError,
     lag::{
         Lag,
-        model::{READS_BETWEEN_REPLIES, Request, Verb},
+        model::{READS_BETWEEN_REPLIES, Request, Verb, is_for_people},
         tap::{TapResource, Taps},
     },
     plane::Plane,
@@ -399,7 +399,8 @@ impl Ground {
     }
 
     async fn follow(&self, resource: TapResource) -> bool {
-        if is_event(&resource) {
+        // Forks leave Events out as well.
+        if is_for_people(&resource.group, &resource.plural) {
             return false;
         }
         let followable = match &self.taps {
@@ -480,11 +481,6 @@ fn resources_of(moment: &Moment) -> Vec<TapResource> {
         TapResource::new(&*resource.group, version, &*resource.plural)
     });
     named.collect()
-}
-
-/// Events tell what happened and are no state; forks leave them out as well.
-fn is_event(resource: &TapResource) -> bool {
-    resource.plural == "events" && matches!(&*resource.group, "" | "events.k8s.io")
 }
 
 fn is_about_objects(request: &Request, namespace: &str) -> bool {

@@ -13,6 +13,7 @@ mod stream;
 mod trace;
 mod verdict;
 
+pub(crate) use self::request::is_for_people;
 pub(crate) use self::trace::{is_moment, replace_uuids, replace_word};
 pub use self::{
     choice::{Alt, Chooser, Chosen, Freshest, Kind, MenuError, Point},

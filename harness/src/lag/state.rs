@@ -16,14 +16,11 @@ use super::{
     Lag,
     engine::Registry,
     model::{
-        Connection, ObjectKey, Objects, compare_resource_versions, is_moment, replace_uuids,
-        replace_word,
+        Connection, ObjectKey, Objects, compare_resource_versions, is_for_people, is_moment,
+        replace_uuids, replace_word,
     },
     streams::Stream,
 };
-
-/// Resources that nobody decides by: they only tell people what happened.
-const FOR_PEOPLE: [&str; 2] = ["events", "events.events.k8s.io"];
 
 /// Stands around what is made up while a text is looked through; no text of an object has it.
 const GAP: char = '\u{1}';
@@ -43,8 +40,10 @@ impl Told {
         Self { what, resource, value, shapes: OnceLock::new() }
     }
 
+    /// `resource` is such as `events.events.k8s.io`.
     pub(super) fn is_for_people(resource: &str) -> bool {
-        FOR_PEOPLE.contains(&resource)
+        let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
+        is_for_people(group, plural)
     }
 }
 

@@ -6,11 +6,10 @@ use serde_json::json;
 
 use super::{KeptRun, Replay, Results};
 use crate::lag::model::{
-    Action, Alt, AnsweredBy, Author, Bound, Bounds, CachedRead, Certificate, CertifiedView, Change,
-    Chosen, Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs,
-    ObjectKey, Outcome, PatchType, Point, PointId, Query, Release, Repair, Representation, Request,
-    RequestStep, Role, Run, Seen, ShownEvent, Site, Source, Step, StreamRecord, Verb, Verdict,
-    Violation,
+    Action, Alt, Author, Bound, Bounds, CachedRead, Certificate, CertifiedView, Change, Chosen,
+    Commit, Completeness, Confirmation, Finding, HeldEvent, Hold, Identity, Kind, Needs, ObjectKey,
+    PatchType, Point, PointId, Query, Release, Repair, Representation, Request, RequestStep, Role,
+    Run, Seen, ShownEvent, Site, Source, Step, StreamRecord, Verb, Verdict, Violation,
 };
 
 /// apply, stale read, status patch, violation.
@@ -202,28 +201,14 @@ fn seen(version: &str, generation: Option<i64>) -> Seen {
 fn request(number: u64, verb: Verb, resource: &str, group: &str, version: &str) -> RequestStep {
     RequestStep {
         request: Request {
-            number,
-            verb,
             path: format!("/apis/{group}/v1/namespaces/ns/{resource}/n0"),
             group: group.to_owned(),
-            version: "v1".to_owned(),
-            resource: resource.to_owned(),
-            subresource: None,
             namespace: Some("ns".to_owned()),
             name: Some("n0".to_owned()),
-            labels: None,
-            fields: None,
-            resource_version_asked: None,
-            resource_version_match: None,
             resource_version_answered: Some(version.to_owned()),
-            outcome: Outcome::Status(200),
-            answered_by: AnsweredBy::Server,
             span: Some("apply-statefulset".to_owned()),
-            pass: None,
-            ordinal: 0,
-            started: Duration::ZERO,
-            finished: None,
             body: Some(json!({})),
+            ..Request::sample(number, verb, resource)
         },
         sent: 0,
         source: Source::Live,

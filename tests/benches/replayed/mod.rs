@@ -5,6 +5,7 @@
 
 mod aliases;
 
+use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use laggard::lag::model::Run;
 use laggard::world::{Moment, Worlds};
 use rollout_tests::rollout;
 
-use crate::figures::{Figures, Limit, spread};
+use crate::figures::{Figures, Limit, middle, most, spread};
 use crate::rollouts::ears::{Ears, Sent, Times};
 use aliases::Aliases;
 
@@ -87,24 +88,20 @@ pub(crate) async fn beside_their_requests(
         ("a whole run against its requests alone", Times::whole, |it| it.requests, Limit::None),
     ];
     for (name, run, raw, limit) in parts {
-        let (median, most) = spread_of(pairs.iter().map(|pairs| {
-            let [runs, raws] = [middle(pairs, |it| run(&it.0)), middle(pairs, |it| raw(&it.1))];
-            runs.as_secs_f64() / raws.as_secs_f64()
-        }));
-        figures.ratio(&format!("{name}, median"), median, Limit::None);
-        figures.ratio(&format!("{name}, nineteen of twenty"), most, limit);
-        let (_, once) = spread_of(
-            pairs.iter().flatten().map(|it| run(&it.0).as_secs_f64() / raw(&it.1).as_secs_f64()),
-        );
+        let ratio = |made: &[Pair]| seconds(made, |it| run(&it.0)) / seconds(made, |it| raw(&it.1));
+        let ratios: Vec<f64> = pairs.iter().map(|made| ratio(made)).collect();
+        figures.ratio(&format!("{name}, median"), middle(ratios.clone()), Limit::None);
+        figures.ratio(&format!("{name}, nineteen of twenty"), most(ratios), limit);
+        let once = most(pairs.iter().flatten().map(|it| ratio(slice::from_ref(it))).collect());
         figures.ratio(&format!("{name}, each made once, nineteen of twenty"), once, Limit::None);
     }
     // How much of it is the machine: the same work against itself.
-    let (_, noise) = spread_of(pairs.iter().flat_map(|pairs| {
-        let middle = middle(pairs, |it| it.1.whole()).as_secs_f64();
-        pairs.iter().map(move |it| it.1.whole().as_secs_f64() / middle)
-    }));
+    let noise = pairs.iter().flat_map(|made| {
+        let middle = seconds(made, |it| it.1.whole());
+        made.iter().map(move |it| it.1.whole().as_secs_f64() / middle)
+    });
     let name = "fork, requests and erasure once, against the middle of three, nineteen of twenty";
-    figures.ratio(name, noise, Limit::None);
+    figures.ratio(name, most(noise.collect()), Limit::None);
     let pairs: Vec<Pair> = pairs.into_iter().flatten().collect();
     let requests = pairs.iter().map(|(_, again)| again.sent).sum::<usize>() / pairs.len();
     figures.count("requests of a run, mean", requests as f64, "", Limit::None);
@@ -116,17 +113,9 @@ pub(crate) async fn beside_their_requests(
 type PartOfRun = fn(&Times) -> Duration;
 type PartOfRaw = fn(&Again) -> Duration;
 
-/// The median, and the value that nineteen of twenty do not exceed.
-fn spread_of(ratios: impl Iterator<Item = f64>) -> (f64, f64) {
-    let mut ratios: Vec<f64> = ratios.collect();
-    ratios.sort_by(f64::total_cmp);
-    (ratios[ratios.len() / 2], ratios[ratios.len() * 19 / 20])
-}
-
-fn middle(pairs: &[Pair], of: impl Fn(&Pair) -> Duration) -> Duration {
-    let mut times: Vec<Duration> = pairs.iter().map(of).collect();
-    times.sort();
-    times[times.len() / 2]
+/// The middle one of these times, in seconds.
+fn seconds(pairs: &[Pair], of: impl Fn(&Pair) -> Duration) -> f64 {
+    middle(pairs.iter().map(|it| of(it).as_secs_f64()).collect())
 }
 
 /// A run, and what it sent.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lag::model::{
-    Action, AnsweredBy, Author, CachedRead, Change, Commit, EnvironmentStep, Fault, Identity,
-    ListEnd, ListStart, ListVersion, ObjectKey, Outcome, PassStart, Query, Reference, Release,
+    Action, Author, CachedRead, Change, Commit, EnvironmentStep, Fault, Identity, ListEnd,
+    ListStart, ListVersion, ObjectKey, Outcome, PassStart, Query, Reference, Release,
     Representation, Request, RequestStep, Role, Run, Seen, ShownEvent, Source, Step, StreamRecord,
     Verb, check,
 };
@@ -285,29 +285,14 @@ impl Script {
         self.requests += 1;
         let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
         Request {
-            // The report counts otherwise.
-            number: 100 + self.requests,
-            verb,
             path: format!("/{plural}"),
             group: group.to_owned(),
-            version: "v1".to_owned(),
-            resource: plural.to_owned(),
-            subresource: None,
             namespace: Some("ns".to_owned()),
             name: name.map(str::to_owned),
-            labels: None,
-            fields: None,
-            resource_version_asked: None,
-            resource_version_match: None,
-            resource_version_answered: None,
             outcome: Outcome::Pending,
-            answered_by: AnsweredBy::Server,
-            span: None,
-            pass: None,
-            ordinal: 0,
-            started: Duration::ZERO,
-            finished: None,
             body,
+            // The report counts otherwise.
+            ..Request::sample(100 + self.requests, verb, plural)
         }
     }
 

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use crate::{
     explore::{Choices, Ending, Outcome, Subject, random::Random},
     lag::model::{
-        Action, Alt, AnsweredBy, Author, CachedRead, Change, Chooser, Commit, EnvironmentStep,
-        Event, Identity, Kind, ListEnd, ListStart, ListVersion, Log, ObjectKey, Offer,
-        Outcome as Reply, PassStart, PatchType, Point, PointId, Query, Reference, Release,
-        Representation, Request, RequestStep, Role, Run, Seen, ShownEvent, Source, Step,
-        StreamRecord, Verb, answers_at, interleavings, moves_at,
+        Action, Alt, Author, CachedRead, Change, Chooser, Commit, EnvironmentStep, Event, Identity,
+        Kind, ListEnd, ListStart, ListVersion, Log, ObjectKey, Offer, Outcome as Reply, PassStart,
+        PatchType, Point, PointId, Query, Reference, Release, Representation, Request, RequestStep,
+        Role, Run, Seen, ShownEvent, Source, Step, StreamRecord, Verb, answers_at, interleavings,
+        moves_at,
     },
 };
 
@@ -390,28 +390,9 @@ impl<'a> Machine<'a> {
         self.requests += 1;
         let status = if reply.is_empty() && verb == Verb::Get { 404 } else { 200 };
         let request = Request {
-            number: self.requests,
-            verb,
-            path: String::new(),
-            group: String::new(),
-            version: "v1".to_owned(),
-            resource: STREAMS[stream].to_owned(),
-            subresource: None,
-            namespace: Some("n".to_owned()),
             name: Some(object.to_owned()),
-            labels: None,
-            fields: None,
-            resource_version_asked: None,
-            resource_version_match: None,
-            resource_version_answered: None,
             outcome: Reply::Status(status),
-            answered_by: AnsweredBy::Server,
-            span: None,
-            pass: None,
-            ordinal: 0,
-            started: Duration::ZERO,
-            finished: None,
-            body: None,
+            ..Request::sample(self.requests, verb, STREAMS[stream])
         };
         let sent = self.run.steps.len();
         let step = RequestStep { request, sent, source: Source::Live, reply };

@@ -55,7 +55,41 @@ pub struct Request {
     pub body: Option<Value>,
 }
 
+/// Whether a resource only tells people what happened: Events, which nobody decides by and no state has.
+pub(crate) fn is_for_people(group: &str, resource: &str) -> bool {
+    resource == "events" && matches!(group, "" | "events.k8s.io")
+}
+
 impl Request {
+    /// One of the core group in the namespace `n` that the server has answered with 200, for a test to change.
+    #[cfg(test)]
+    pub(crate) fn sample(number: u64, verb: Verb, resource: &str) -> Self {
+        Self {
+            number,
+            verb,
+            path: String::new(),
+            group: String::new(),
+            version: "v1".to_owned(),
+            resource: resource.to_owned(),
+            subresource: None,
+            namespace: Some("n".to_owned()),
+            name: None,
+            labels: None,
+            fields: None,
+            resource_version_asked: None,
+            resource_version_match: None,
+            resource_version_answered: None,
+            outcome: Outcome::Status(200),
+            answered_by: AnsweredBy::Server,
+            span: None,
+            pass: None,
+            ordinal: 0,
+            started: Duration::ZERO,
+            finished: None,
+            body: None,
+        }
+    }
+
     /// Whether it is a GET or LIST that any state may answer (`resourceVersion=0`), such as
     /// `get_with(GetParams::any())`: from the server's watch cache, so as old as that is.
     #[must_use]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{Action, Run};
+use super::{Action, Run, is_for_people};
 
 /// A line for each step, such that two runs of one schedule have equal lines.
 ///
@@ -77,8 +77,7 @@ impl Names {
         // Clients name their Events themselves, by the time. Source: client-go and kube, `events::Recorder`.
         let mut events = BTreeMap::new();
         for request in run.requests().map(|(_, step)| &step.request) {
-            let is_event =
-                request.resource == "events" && matches!(&*request.group, "" | "events.k8s.io");
+            let is_event = is_for_people(&request.group, &request.resource);
             if let Some(name) = request.name.as_deref().filter(|_| is_event) {
                 let number = ordinal(&mut events, name);
                 add(name, format!("<event {number}>"));
@@ -228,8 +227,8 @@ mod tests {
 
     use super::{
         super::{
-            AnsweredBy, Author, CachedRead, Change, Commit, EnvironmentStep, ObjectKey, Outcome,
-            Query, Release, Request, RequestStep, Seen, ShownEvent, Source, Step, Verb,
+            Author, CachedRead, Change, Commit, EnvironmentStep, ObjectKey, Outcome, Query,
+            Release, Request, RequestStep, Seen, ShownEvent, Source, Step, Verb,
         },
         *,
     };
@@ -340,28 +339,15 @@ mod tests {
 
     fn event(name: &str, group: &str) -> RequestStep {
         let request = Request {
-            number: 1,
-            verb: Verb::Create,
             path: "/events".to_owned(),
             group: group.to_owned(),
-            version: "v1".to_owned(),
-            resource: "events".to_owned(),
-            subresource: None,
             namespace: Some("ns".to_owned()),
             name: Some(name.to_owned()),
-            labels: None,
-            fields: None,
-            resource_version_asked: None,
-            resource_version_match: None,
-            resource_version_answered: None,
             outcome: Outcome::Status(201),
-            answered_by: AnsweredBy::Server,
-            span: None,
             pass: Some(1),
             ordinal: 1,
-            started: Duration::ZERO,
-            finished: None,
             body: Some(json!({"metadata": {"name": name}})),
+            ..Request::sample(1, Verb::Create, "events")
         };
         RequestStep { request, sent: 0, source: Source::Unobserved, reply: Vec::new() }
     }

@@ -77,11 +77,14 @@ async fn in_each_fork(stage: &Stage, source: &str, look: impl AsyncFn(usize, &st
 /// What the role `r` allows from now on.
 async fn allow(stage: &Stage, namespace: &str, verbs: &[&str]) -> Result<()> {
     let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/r");
-    let rules = json!({ "rules": [
-        { "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs },
-    ] });
-    request(&stage.client, "PATCH", &path, Some(&rules)).await?;
+    let role = json!({ "rules": rules(verbs) });
+    request(&stage.client, "PATCH", &path, Some(&role)).await?;
     Ok(())
+}
+
+/// Of config maps.
+fn rules(verbs: &[&str]) -> Value {
+    json!([{ "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs }])
 }
 
 /// A service account with a role of its own.
@@ -94,7 +97,7 @@ pub(super) async fn bound(
     let rbac = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}");
     let role = json!({
         "metadata": { "name": name },
-        "rules": [{ "apiGroups": [""], "resources": ["configmaps"], "verbs": verbs }],
+        "rules": rules(verbs),
     });
     stage.create(&format!("{rbac}/roles"), &role).await?;
     let binding = json!({

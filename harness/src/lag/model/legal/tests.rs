@@ -610,28 +610,9 @@ fn live(
     reply: &[(&str, &str)],
 ) -> Action {
     let request = Request {
-        number,
-        verb,
-        path: String::new(),
-        group: String::new(),
-        version: "v1".to_owned(),
-        resource: "pods".to_owned(),
-        subresource: None,
-        namespace: Some("n".to_owned()),
         name: name.map(str::to_owned),
-        labels: None,
-        fields: None,
-        resource_version_asked: None,
-        resource_version_match: None,
-        resource_version_answered: None,
         outcome: Outcome::Status(status),
-        answered_by: AnsweredBy::Server,
-        span: None,
-        pass: None,
-        ordinal: 0,
-        started: Duration::ZERO,
-        finished: None,
-        body: None,
+        ..Request::sample(number, verb, "pods")
     };
     Action::Request(Box::new(RequestStep { request, sent, source, reply: seen(reply) }))
 }
