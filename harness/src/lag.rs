@@ -65,6 +65,7 @@ mod layer;
 pub mod model;
 mod passes;
 mod reading;
+pub(crate) mod recall;
 mod record;
 mod released;
 mod relist;

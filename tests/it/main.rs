@@ -8,6 +8,7 @@ mod exploration;
 mod flips;
 mod kill;
 mod plans;
+mod recall;
 mod repeat;
 mod resource;
 mod rollout;

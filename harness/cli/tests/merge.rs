@@ -36,6 +36,8 @@ fn part(number: u32, failure: Option<&str>) -> Results {
         shard: Some(Shard::new(number, 2).unwrap()),
         exclusions: Vec::new(),
         worlds: None,
+        requests: 0,
+        recalled: 0,
     };
     let mut results = Results::new("own write", verdict.clone(), Bounds::default());
     results.baseline = Some("1".to_owned());

@@ -26,6 +26,7 @@ use crate::{
     lag::{
         Lag,
         model::{READS_BETWEEN_REPLIES, Request, Verb, is_for_people},
+        recall::{Recall, RecallService},
         tap::{TapResource, Taps},
     },
     plane::Plane,
@@ -41,6 +42,7 @@ pub struct Server {
     config: Config,
     etcd: Result<EtcdAddress, String>,
     taps: bool,
+    recall: bool,
 }
 
 impl Server {
@@ -52,18 +54,26 @@ impl Server {
         self.taps = false;
         self
     }
+
+    /// Asks the server every time, also what it has answered before in the same state of another world.
+    #[must_use]
+    pub fn without_recall(mut self) -> Self {
+        self.recall = false;
+        self
+    }
 }
 
 impl From<&Plane> for Server {
     fn from(plane: &Plane) -> Self {
         let etcd = plane.etcd().map_err(|error| error.to_string());
-        Self { config: plane.config(), etcd, taps: true }
+        Self { config: plane.config(), etcd, taps: true, recall: true }
     }
 }
 
 impl From<Config> for Server {
     fn from(config: Config) -> Self {
-        Self { config, etcd: Err("the etcd of this server is not known".to_owned()), taps: true }
+        let etcd = Err("the etcd of this server is not known".to_owned());
+        Self { config, etcd, taps: true, recall: true }
     }
 }
 
@@ -94,6 +104,8 @@ struct Forks {
     erasures: Mutex<JoinSet<Result<(), WorldError>>>,
     /// What every run is forked from; the reason where that cannot be.
     moment: Result<Moment, String>,
+    /// `None` where the server is to be asked every time.
+    recall: Option<Recall>,
     ahead: Mutex<Ahead>,
 }
 
@@ -127,6 +139,7 @@ pub(super) struct Place {
     pub(super) namespace: String,
     pub(super) lag: Lag,
     fork: Option<crate::world::World>,
+    recall: Option<RecallService>,
 }
 
 impl Ground {
@@ -159,8 +172,10 @@ impl Ground {
                 ground.create(&source, scenario.set_up.as_ref()).await?;
                 let moment = worlds.moment(&source).await.map_err(|error| error.to_string());
                 worlds.erase_namespace(&source).await.map_err(CheckError::world)?;
+                let recall = server.recall && !has_webhooks(&ground.client).await;
+                let recall = recall.then(|| Recall::new(worlds.clone()));
                 let (erasures, ahead) = (Mutex::default(), Mutex::default());
-                Ok(Forks { worlds, erasures, moment, ahead })
+                Ok(Forks { worlds, erasures, moment, recall, ahead })
             }
         };
         if let Ok(Forks { moment: Ok(moment), .. }) = &ground.forks {
@@ -179,6 +194,12 @@ impl Ground {
             Ok(Forks { moment: Ok(_), .. }) => return "forked in etcd".to_owned(),
         };
         format!("made through the API, since {}", reason.lines().next().unwrap_or_default())
+    }
+
+    /// How many requests were answered from memory, and how many there were.
+    pub(super) fn recalled(&self) -> (u64, u64) {
+        let recall = self.forks.as_ref().ok().and_then(|forks| forks.recall.as_ref());
+        recall.map_or((0, 0), Recall::counts)
     }
 
     /// What the server says its version is; `None` if it does not.
@@ -245,11 +266,20 @@ impl Ground {
                 (namespace, None, false)
             }
         };
+        let recall = match (&self.forks, &fork) {
+            (Ok(Forks { recall: Some(recall), .. }), Some(fork)) => {
+                Some(recall.service(fork, self.upstream.clone()))
+            }
+            _ => None,
+        };
         let upstream = match &self.taps {
             Some(taps) => {
-                let service = taps.service(&namespace);
+                let mut service = taps.service(&namespace);
                 if complete {
                     service.complete();
+                }
+                if let Some(recall) = &recall {
+                    service = service.through(Upstream::new(recall.clone()));
                 }
                 Upstream::new(service)
             }
@@ -263,7 +293,7 @@ impl Ground {
                 .await
                 .map_err(|error| CheckError::set_up(error.into()))?;
         }
-        Ok(Place { namespace, lag, fork })
+        Ok(Place { namespace, lag, fork, recall })
     }
 
     /// Makes runs, and beside each of them the world of the next one.
@@ -342,6 +372,10 @@ impl Ground {
                 Err(error) => Err(CheckError::set_up(error.into())),
             };
         };
+        if let Some(recall) = &place.recall {
+            // Before the next run begins, which may go the same way.
+            recall.remember().await.map_err(CheckError::world)?;
+        }
         let worlds = forks.worlds.clone();
         let mut erasures = lock(&forks.erasures);
         erasures.spawn(async move {
@@ -442,6 +476,21 @@ impl Ground {
         worlds.close().await.map_err(CheckError::world)?;
         first
     }
+}
+
+/// Whether the server asks somebody about writes, who is to be asked every time: it may be the code under test.
+async fn has_webhooks(client: &Client) -> bool {
+    const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
+    for kind in ["validatingwebhookconfigurations", "mutatingwebhookconfigurations"] {
+        let list = ask(client, http::Method::GET, &format!("{GROUP}/{kind}?limit=1"), None).await;
+        let none = list.is_ok_and(|list: serde_json::Value| {
+            list.get("items").and_then(|items| items.as_array()).is_some_and(Vec::is_empty)
+        });
+        if !none {
+            return true;
+        }
+    }
+    false
 }
 
 /// Waits until the taps have all of a fork.

@@ -322,6 +322,7 @@ impl Check {
     ) -> Report {
         let mut verdict = explored.verdict.clone();
         verdict.worlds = Some(ground.way());
+        (verdict.recalled, verdict.requests) = ground.recalled();
         verdict.exclusions.extend(ground.left_out().map(str::to_owned));
         let mut report = Report::new(scenario, verdict, self.bounds);
         report.server = ground.server_version().await;

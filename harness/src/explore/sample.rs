@@ -153,6 +153,8 @@ impl Sample {
             shard: None,
             exclusions: self.exclusions.clone(),
             worlds: None,
+            requests: 0,
+            recalled: 0,
         };
         Ok(Explored {
             verdict,

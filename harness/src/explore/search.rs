@@ -589,6 +589,8 @@ impl<'a, R> State<'a, R> {
             shard: self.search.shard,
             exclusions: self.search.exclusions.clone(),
             worlds: None,
+            requests: 0,
+            recalled: 0,
         };
         Explored {
             verdict,

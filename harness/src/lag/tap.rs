@@ -240,7 +240,7 @@ impl Taps {
             .entry(namespace.to_owned())
             .or_insert_with(|| Arc::new(World::new(namespace)))
             .clone();
-        WorldService { taps: self.clone(), world }
+        WorldService { taps: self.clone(), world, upstream: self.0.upstream.clone() }
     }
 
     /// Forgets what is kept of a namespace whose world is gone, for good: its name is used once. Watches of it that are open go on;

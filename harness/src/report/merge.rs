@@ -128,6 +128,8 @@ fn verdict(parts: &[(String, Results)]) -> Verdict {
         shard: None,
         exclusions,
         worlds: (!worlds.is_empty()).then(|| worlds.into_iter().collect::<Vec<_>>().join("; ")),
+        requests: sum(|verdict| verdict.requests),
+        recalled: sum(|verdict| verdict.recalled),
     }
 }
 

@@ -126,6 +126,8 @@ pub(super) fn verdict() -> Verdict {
         shard: None,
         exclusions: Vec::new(),
         worlds: Some("forked in etcd from one set-up".to_owned()),
+        requests: 0,
+        recalled: 0,
     }
 }
 

@@ -44,6 +44,7 @@ mod sentinel;
 mod tap;
 mod value;
 mod wire;
+mod written;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -57,8 +58,11 @@ pub use compact::Usage;
 pub use error::{EtcdError, Refusal, RefusalReason, WorldError};
 pub use fork::World;
 pub use key::Resource;
+pub(crate) use key::WORLD_LENGTH;
 pub use moment::{Moment, ObjectChange};
 pub use renames::Renames;
+pub(crate) use renames::fresh_uid;
+pub(crate) use value::UID_LENGTH;
 
 use background::Background;
 use compact::Compactor;
@@ -68,6 +72,7 @@ use names::Names;
 use owner::Owner;
 pub(crate) use registry::{Difference, Keys, Registry, directory_of, seed};
 use tap::{Late, Listener, Tap};
+pub(crate) use written::{Change, Written};
 
 /// A process that said nothing for so long is taken for dead, unless [`Worlds::with_patience`] says
 /// otherwise.

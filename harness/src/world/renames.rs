@@ -42,6 +42,11 @@ impl Renames {
         self.uids.get(source).map(String::as_str)
     }
 
+    /// The UIDs of the source, each with that of the fork.
+    pub(crate) fn uids(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.uids.iter().map(|(source, fork)| (&**source, &**fork))
+    }
+
     /// The text with every occurrence replaced.
     #[must_use]
     pub fn text(&self, text: &str) -> String {
@@ -103,7 +108,7 @@ fn uid_at(bytes: &[u8], start: usize) -> Option<&str> {
 }
 
 /// Another UID with the same first 24 characters, since objects are named after those of others.
-pub(super) fn fresh_uid(uid: &str) -> String {
+pub(crate) fn fresh_uid(uid: &str) -> String {
     let random = uuid::Uuid::new_v4().simple().to_string();
     let kept = UID_LENGTH - RENEWED;
     format!("{}{}", &uid[..kept], &random[random.len() - RENEWED..])

@@ -161,6 +161,13 @@ pub struct Verdict {
     /// services cannot be forked`. `None` where the subject has no worlds.
     #[serde(default)]
     pub worlds: Option<String>,
+    /// How many requests the runs have made in forked worlds, as far as their answers are remembered.
+    #[serde(default)]
+    pub requests: u64,
+    /// How many of them were answered from memory, since the server had answered the same in the same state of another
+    /// world.
+    #[serde(default)]
+    pub recalled: u64,
 }
 
 /// What a search leaves out where streams move at replies only, since reads of their stores are not seen: of two reads of
@@ -203,6 +210,10 @@ impl fmt::Display for Verdict {
         }
         if let Some(worlds) = &self.worlds {
             write!(f, "; worlds: {worlds}")?;
+        }
+        if self.recalled > 0 {
+            let Self { recalled, requests, .. } = self;
+            write!(f, "; {recalled} of {requests} requests answered as the server had before")?;
         }
         Ok(())
     }
@@ -466,6 +477,8 @@ mod tests {
             shard: None,
             exclusions: Vec::new(),
             worlds: Some("forked in etcd".to_owned()),
+            requests: 0,
+            recalled: 0,
         };
         let text = verdict.to_string();
         assert!(text.ends_with("0.0 s; worlds: forked in etcd"), "{text}");

@@ -24,7 +24,7 @@ use super::{
     state::{Form, Listing},
 };
 use crate::{
-    connect::ReplyBody,
+    connect::{ReplyBody, Upstream},
     lag::{
         model::Verb,
         wire::{self, Asked},
@@ -38,10 +38,12 @@ use crate::{
 /// - A list of the same, after [`complete`](Self::complete) and before the first write of any client of this world.
 /// - Lists and watches of all namespaces are narrowed to this one; namespaces themselves, as all that is
 ///   in none, are those of the server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct WorldService {
     pub(super) taps: Taps,
     pub(super) world: Arc<World>,
+    /// Where it sends requests on to.
+    pub(super) upstream: Upstream,
 }
 
 impl WorldService {
@@ -49,6 +51,11 @@ impl WorldService {
     /// resource, and that only clients of this world write to it.
     pub(crate) fn complete(&self) {
         self.world.complete.store(true, Ordering::SeqCst);
+    }
+
+    /// Sends requests on to another than the server of the taps.
+    pub(crate) fn through(self, upstream: Upstream) -> Self {
+        Self { upstream, ..self }
     }
 
     async fn serve(self, request: Request<Body>, mut asked: Asked) -> Reply {
@@ -60,7 +67,7 @@ impl WorldService {
         if let Some(reply) = self.tap_answer(&asked, &parts.headers).await {
             return Ok(reply);
         }
-        self.taps.0.upstream.clone().oneshot(Request::from_parts(parts, body)).await
+        self.upstream.oneshot(Request::from_parts(parts, body)).await
     }
 
     /// Whether a request would show the objects of other worlds.

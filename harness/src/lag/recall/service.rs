@@ -1,0 +1,377 @@
+//! The service between the clients of one world and the server, which answers what is known from memory.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    task::{Context, Poll},
+};
+
+use futures::future::BoxFuture;
+use http::{
+    HeaderMap, Request, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING, USER_AGENT},
+    request::Parts,
+};
+use http_body_util::BodyExt;
+use kube::client::Body;
+use serde_json::Value;
+use tower::{BoxError, Service, ServiceExt};
+
+use super::{
+    Asking, Known, Place, Recall, Resource, To,
+    place::{At, Exchange, Foreign},
+};
+use crate::{
+    connect::{ReplyBody, Upstream},
+    lag::{
+        model::{Verb, is_for_people},
+        wire::{self, Asked},
+    },
+    world::{Change, World, WorldError, fresh_uid},
+};
+
+/// Answers the requests of one world's clients from memory, where it can.
+///
+/// These go to the server, and change nothing about what is known: everything that is in no namespace, reviews, Events,
+/// watches, dry runs, lists in pages, and subresources but for `status` and `scale`. If it is a write to such a
+/// subresource, or two requests are under way at once of which one writes, it is not known any more how things stand
+/// in this world, and the server answers all that follows. A write outside of the world ends all recall.
+#[derive(Clone)]
+pub(crate) struct RecallService {
+    recall: Recall,
+    namespace: Arc<str>,
+    place: Arc<Mutex<Place>>,
+    upstream: Upstream,
+}
+
+/// What a request may do to what is known.
+enum Kind {
+    /// It says something about the world, or changes it, in a way that is understood.
+    Known { resource: Resource, writes: bool },
+    /// It does not matter.
+    Beside,
+    /// It may have any effect on this world.
+    Unclear,
+    /// It may have any effect on all worlds.
+    Outside,
+}
+
+impl RecallService {
+    pub(super) fn new(recall: Recall, fork: &World, upstream: Upstream) -> Self {
+        let (namespace, place) = (fork.namespace().into(), Arc::new(Mutex::new(Place::of(fork))));
+        Self { recall, namespace, place, upstream }
+    }
+
+    /// Remembers what was seen of this world, whose clients are gone.
+    ///
+    /// # Errors
+    /// When etcd does not say what was written.
+    pub(crate) async fn remember(&self) -> Result<(), WorldError> {
+        let left = {
+            let place = self.place();
+            place.left_at().map(|from| (from, place.revision))
+        };
+        let Some((from, until)) = left else { return Ok(()) };
+        if self.recall.has_ended() {
+            return Ok(());
+        }
+        let worlds = &self.recall.0.worlds;
+        let Some(written) = worlds.written(&self.namespace, from, until).await? else {
+            return Ok(());
+        };
+        if let Err(Foreign) = self.place().remember(&self.recall, &written) {
+            self.recall.end("something was changed that no client has asked for");
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kind(&self, asked: &Asked) -> Kind {
+        let target = &asked.target;
+        if asked.verb == Verb::Watch
+            || is_for_people(&target.group, &target.resource)
+            || target.resource.ends_with("reviews")
+            || target.resource.is_empty()
+            || asked.parameter("dryRun").is_some()
+        {
+            return Kind::Beside;
+        }
+        let writes = !matches!(asked.verb, Verb::Get | Verb::List);
+        if target.namespace.as_deref() != Some(&*self.namespace) {
+            return if writes { Kind::Outside } else { Kind::Beside };
+        }
+        let plain = matches!(target.subresource.as_deref(), None | Some("status" | "scale"));
+        match asked.verb {
+            Verb::Get | Verb::List if !plain || asked.parameter("continue").is_some() => {
+                Kind::Beside
+            }
+            Verb::Get
+            | Verb::List
+            | Verb::Create
+            | Verb::Update
+            | Verb::Patch(_)
+            | Verb::Delete
+                if plain =>
+            {
+                let resource = Resource::new(&*target.group, &*target.resource);
+                Kind::Known { resource, writes }
+            }
+            _ => Kind::Unclear,
+        }
+    }
+
+    async fn serve(self, request: Request<Body>) -> Reply {
+        let (parts, body) = request.into_parts();
+        let asked = Asked::read(&parts, &body);
+        let request = Request::from_parts(parts.clone(), body);
+        let kind = if self.recall.has_ended() { Kind::Beside } else { self.kind(&asked) };
+        let (resource, writes) = match kind {
+            Kind::Known { resource, writes } => (resource, writes),
+            Kind::Beside => return self.upstream.oneshot(request).await,
+            Kind::Unclear => {
+                self.place().at = At::Nowhere;
+                return self.upstream.oneshot(request).await;
+            }
+            Kind::Outside => {
+                self.recall.end("something outside of the worlds is written");
+                return self.upstream.oneshot(request).await;
+            }
+        };
+        let turn = Turn::take(&self.place, writes);
+        let (asking, known) = {
+            let place = self.place();
+            let asking = asking(&place, &parts, &asked, &resource);
+            let known = match place.at {
+                At::State(state) => self.recall.memory().look(state, &asking.text),
+                At::Beyond | At::Nowhere => None,
+            };
+            (asking, known)
+        };
+        if let Some(known) = known
+            && let Some(reply) = self.recalled(&asking, known, &resource).await?
+        {
+            self.recall.0.recalled.fetch_add(1, Ordering::Relaxed);
+            turn.end();
+            return Ok(reply);
+        }
+        self.recall.0.asked.fetch_add(1, Ordering::Relaxed);
+        let reply = self.upstream.clone().oneshot(request).await?;
+        let (mut parts, body) = reply.into_parts();
+        let bytes = body.collect().await?.to_bytes();
+        if !parts.headers.contains_key(CONTENT_ENCODING) {
+            parts.headers.remove(TRANSFER_ENCODING);
+        }
+        let value = serde_json::from_slice::<Value>(&bytes).ok();
+        match value.filter(|value| is_whole(&parts.headers, value) && is_answer(parts.status)) {
+            Some(body) if self.place().at != At::Nowhere => {
+                let revision = match writes && parts.status.is_success() {
+                    true => self.revision_after(&asked, &body).await?,
+                    false => 0,
+                };
+                let (name, status) = (asked.target.name, parts.status);
+                let headers = lasting(&parts.headers);
+                let exchange =
+                    Exchange { asking, resource, writes, name, status, headers, body, revision };
+                self.place().see(&self.recall, exchange);
+            }
+            Some(_) => {}
+            None if writes => self.place().at = At::Nowhere,
+            None => {}
+        }
+        turn.end();
+        Ok(Response::from_parts(parts, wire::whole(bytes)))
+    }
+
+    /// Up to where changes belong to this write.
+    async fn revision_after(&self, asked: &Asked, reply: &Value) -> Result<i64, WorldError> {
+        let goes = || reply.pointer("/metadata/deletionTimestamp").is_some();
+        let version = || reply.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok();
+        match version().filter(|_| asked.verb != Verb::Delete && !goes()) {
+            Some(version) => Ok(version),
+            // There may be more than it says.
+            None => self.recall.0.worlds.revision().await,
+        }
+    }
+
+    /// Answers from memory, after everything that the server wrote then has been written again. `None` if the world is gone,
+    /// or something is named that this world does not have.
+    async fn recalled(
+        &self,
+        asking: &Asking,
+        known: Known,
+        resource: &Resource,
+    ) -> Result<Option<Response<ReplyBody>>, WorldError> {
+        let Known { answer, then } = known;
+        {
+            let names = &mut self.place().names;
+            for (in_memory, here) in answer.made_up.iter().zip(&asking.new) {
+                names.add_text(in_memory, here);
+            }
+            for uid in answer.changes.iter().filter_map(|change| change.uid.as_deref()) {
+                if !names.knows(uid, To::World) {
+                    names.add_text(uid, &fresh_uid(uid));
+                }
+            }
+        }
+        for (at, changed) in answer.changes.iter().enumerate() {
+            let change = {
+                let place = self.place();
+                let value = changed.value.as_ref();
+                let value = value.map(|value| value.recall(&place.names, resource)).transpose();
+                let Ok(value) = value else { return Ok(None) };
+                Change {
+                    directory: changed.directory.clone(),
+                    name: place.names.text(&changed.name, To::World),
+                    value: value.map(Into::into),
+                }
+            };
+            match self.recall.0.worlds.write(&self.namespace, vec![change]).await? {
+                Some(revision) => {
+                    let mut place = self.place();
+                    place.names.add_revision(changed.revision, revision);
+                    place.revision = revision;
+                }
+                None => {
+                    debug_assert_eq!(at, 0, "a world is erased as a whole");
+                    self.place().at = At::Nowhere;
+                    return Ok(None);
+                }
+            }
+        }
+        let mut place = self.place();
+        let mut body = answer.body.clone();
+        if place.names.value(&mut body, &answer.resource, To::World).is_err() {
+            // Such an answer is never remembered.
+            place.at = At::Nowhere;
+            return Ok(None);
+        }
+        with_list_version(&mut body, place.revision);
+        place.move_to(then);
+        drop(place);
+        let mut reply = wire::json_reply(answer.status, &body);
+        *reply.headers_mut() = answer.headers.clone();
+        Ok(Some(reply))
+    }
+}
+
+/// All of a request that may make a difference to its answer.
+fn asking(place: &Place, parts: &Parts, asked: &Asked, resource: &Resource) -> Asking {
+    let path = parts.uri.path_and_query().map_or("", |it| it.as_str());
+    let mut lines = vec![parts.method.as_str(), path];
+    let mut headers: Vec<(&str, &str)> = parts
+        .headers
+        .iter()
+        .filter(|(name, _)| !matches!(**name, USER_AGENT | CONTENT_LENGTH))
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .collect();
+    headers.sort_unstable();
+    lines.extend(headers.iter().flat_map(|(name, value)| [*name, *value]));
+    Asking::of(&place.names, &lines, asked.body.as_ref(), resource)
+}
+
+/// Whether an answer can be kept: JSON of one piece.
+fn is_whole(headers: &HeaderMap, body: &Value) -> bool {
+    let is_json = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|it| it.starts_with("application/json"));
+    let more = body.pointer("/metadata/continue").and_then(Value::as_str).unwrap_or_default();
+    is_json && more.is_empty() && !headers.contains_key(CONTENT_ENCODING)
+}
+
+/// Whether it is the server's last word, and not that it is busy or has not heard of a role yet.
+fn is_answer(status: StatusCode) -> bool {
+    const PASSING: [StatusCode; 4] = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    status.is_success() || (status.is_client_error() && !PASSING.contains(&status))
+}
+
+/// Without what belongs to one connection or one moment.
+fn lasting(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    for gone in [CONTENT_LENGTH, TRANSFER_ENCODING, DATE] {
+        headers.remove(gone);
+    }
+    headers.remove("audit-id");
+    headers
+}
+
+/// The version of a list is that of all of etcd, and each world has its own.
+pub(super) fn without_list_version(body: &mut Value) {
+    if body.get("items").is_some_and(Value::is_array)
+        && let Some(version) = body.pointer_mut("/metadata/resourceVersion")
+    {
+        *version = Value::String(String::new());
+    }
+}
+
+fn with_list_version(body: &mut Value, revision: i64) {
+    if body.get("items").is_some_and(Value::is_array)
+        && let Some(version) = body.pointer_mut("/metadata/resourceVersion")
+    {
+        *version = Value::String(revision.to_string());
+    }
+}
+
+/// A request that is under way.
+struct Turn {
+    place: Arc<Mutex<Place>>,
+    writes: bool,
+    ended: bool,
+}
+
+impl Turn {
+    /// Beside a write, or as one, nobody knows what comes first.
+    fn take(place: &Arc<Mutex<Place>>, writes: bool) -> Self {
+        let mut own = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.writes > 0 || (writes && own.reads > 0) {
+            own.at = At::Nowhere;
+        }
+        match writes {
+            true => own.writes += 1,
+            false => own.reads += 1,
+        }
+        drop(own);
+        Self { place: Arc::clone(place), writes, ended: false }
+    }
+
+    fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.writes {
+            true => place.writes -= 1,
+            false => place.reads -= 1,
+        }
+        // What was cut off may have been done all the same.
+        if self.writes && !self.ended {
+            place.at = At::Nowhere;
+        }
+    }
+}
+
+type Reply = Result<Response<ReplyBody>, BoxError>;
+
+impl Service<Request<Body>> for RecallService {
+    type Response = Response<ReplyBody>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Reply>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().serve(request))
+    }
+}
