@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use laggard::Plane;
 use laggard::check::{Check, Scenario, Server};
 use laggard::explore::Sample;
-use laggard::lag::model::{Verdict, normalised};
+use laggard::lag::model::Verdict;
 use rollout_tests::{Stage, rollout};
 
 /// With passes on both sides of a deletion, a pod made by another, a conflict, and Events.
@@ -40,7 +40,7 @@ async fn runs(server: Server, scenario: Scenario) -> Result<(Vec<Vec<String>>, V
     let lines: Arc<Mutex<Vec<Vec<String>>>> = Arc::default();
     let seen = Arc::clone(&lines);
     let check = Check::new().without_files().inspect(move |outcome| {
-        seen.lock().expect("no run panics here").push(normalised(&outcome.record));
+        seen.lock().expect("no run panics here").push(outcome.trace.clone());
     });
     let report = check.sample(server, scenario, &Sample::pct(7, 40, 2)).await?;
     let lines = std::mem::take(&mut *lines.lock().expect("no run panics here"));

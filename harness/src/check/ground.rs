@@ -373,8 +373,7 @@ impl Ground {
             };
         };
         if let Some(recall) = &place.recall {
-            // Before the next run begins, which may go the same way.
-            recall.remember().await.map_err(CheckError::world)?;
+            recall.close().await.map_err(CheckError::world)?;
         }
         let worlds = forks.worlds.clone();
         let mut erasures = lock(&forks.erasures);

@@ -82,7 +82,7 @@ struct Answer {
 }
 
 /// A change that a write has made, in the words of memory.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 struct Changed {
     revision: i64,
     /// Of the object; `None` for a deletion.
@@ -93,7 +93,7 @@ struct Changed {
 }
 
 /// An object as the server stores it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Stored {
     /// Custom resources.
     Json(Value),
@@ -144,16 +144,12 @@ impl Memory {
         self.states.get(state)?.get(asking).cloned()
     }
 
-    /// Returns the state after it; `None` if there is no room, or another answer is known, after whose changes things
-    /// have other names.
-    fn add(&mut self, state: State, asking: &Arc<str>, answer: Answer) -> Option<State> {
-        let changes = !answer.changes.is_empty();
-        if let Some(known) = self.states.get(state)?.get(asking) {
-            return (!changes && known.then == state).then_some(state);
-        }
+    /// Returns the state after it; `None` if there is no room for it, or somebody was quicker.
+    fn add(&mut self, state: State, asking: Arc<str>, answer: Answer) -> Option<State> {
         let size = asking.len() + answer.size();
-        if self.bytes + size > LIMIT {
-            return None;
+        let changes = !answer.changes.is_empty();
+        if self.bytes + size > LIMIT || self.states.get(state)?.contains_key(&asking) {
+            return (!changes).then_some(state);
         }
         self.bytes += size;
         let then = if changes { self.states.len() } else { state };
@@ -161,7 +157,7 @@ impl Memory {
             self.states.push(HashMap::new());
         }
         let known = Known { answer: Arc::new(answer), then };
-        self.states.get_mut(state)?.insert(Arc::clone(asking), known);
+        self.states.get_mut(state)?.insert(asking, known);
         Some(then)
     }
 }

@@ -32,6 +32,13 @@ pub(crate) struct Object {
     pub(crate) uid: String,
 }
 
+impl Written {
+    /// That of the object; `None` for a deletion.
+    pub(crate) fn uid(&self) -> Option<&str> {
+        Some(&*self.object.as_ref()?.uid)
+    }
+}
+
 impl Worlds {
     /// etcd's present revision: all that was acknowledged before this call is in it.
     pub(crate) async fn revision(&self) -> Result<i64, WorldError> {

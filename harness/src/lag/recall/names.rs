@@ -3,7 +3,7 @@
 //! Two worlds that were forked from one moment and in which the same has happened since differ in the name of the
 //! namespace, in UIDs and resource versions, and in what clients make up: the UUIDs and moments in their requests.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The names of one world, and those in memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     texts: Both<String>,
     /// Of what was forked: changes of several resources can have one revision here.
@@ -23,7 +23,7 @@ pub(super) struct Names {
 }
 
 /// One to one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Both<T> {
     to_memory: HashMap<T, T>,
     to_world: HashMap<T, T>,
@@ -85,6 +85,11 @@ impl Names {
 
     pub(super) fn knows(&self, text: &str, to: To) -> bool {
         self.texts.to(to).contains_key(text)
+    }
+
+    /// Of a change since the fork.
+    pub(super) fn revision_in_memory(&self, here: i64) -> Option<i64> {
+        self.later.to_memory.get(&here).copied()
     }
 
     /// A revision of a resource, as a resource version says it.
@@ -288,14 +293,6 @@ fn is_uuid(text: &str) -> bool {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         })
-}
-
-/// The UIDs that objects have in a reply.
-pub(super) fn uids(value: &Value) -> HashSet<&str> {
-    let own = value.pointer("/metadata/uid");
-    let items = value.get("items").and_then(Value::as_array).into_iter().flatten();
-    let items = items.filter_map(|item| item.pointer("/metadata/uid"));
-    own.into_iter().chain(items).filter_map(Value::as_str).collect()
 }
 
 #[cfg(test)]

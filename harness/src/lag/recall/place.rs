@@ -1,203 +1,153 @@
-//! Where one world is among the states that are known, and what it has seen since it left them.
+//! Where one world is among the states that are known.
 
-use std::sync::Arc;
-
-use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-use super::{
-    Answer, Asking, Changed, Names, Recall, Resource, State, Stored, To, Unknown, Written,
-};
+use super::{Answer, Asking, Changed, Known, Names, Recall, State, Stored, To, Unknown, Written};
 use crate::world::World;
 
 /// One world.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) names: Names,
-    pub(super) at: At,
-    /// Requests that are with the server, and writes that are made again.
+    /// `None`: it is not known how things stand.
+    pub(super) state: Option<State>,
+    /// Requests that are under way.
     pub(super) reads: usize,
     pub(super) writes: usize,
     /// All changes of this world up to here are accounted for.
     pub(super) revision: i64,
-    /// Where it left the states that are known, and what it has seen from there on.
-    left: State,
-    seen: Vec<Seen>,
-    /// Up to which revision changes belong to states that were known.
-    left_at: i64,
+    /// How many there were since it was forked.
+    pub(super) changes: usize,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum At {
-    /// This state is known.
-    State(State),
-    /// The server was asked to change something in a way that was not known. What comes now is remembered at the end.
-    Beyond,
-    /// It is not known how things stand.
-    Nowhere,
-}
-
-/// A request and its answer, beyond what is known.
-#[derive(Debug)]
-struct Seen {
-    asking: Arc<str>,
-    has_moments: bool,
-    made_up: Vec<String>,
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Value,
-    resource: Resource,
-    /// The object that a write was about, and the revision after it.
-    write: Option<(Option<String>, i64)>,
-}
-
-/// A whole exchange with the server.
+/// What the server has said, and what it has written.
 pub(super) struct Exchange {
     pub(super) asking: Asking,
-    pub(super) resource: Resource,
-    /// Whether it was to change something.
-    pub(super) writes: bool,
+    /// With the changes that are `written` left out.
+    pub(super) answer: Answer,
+    /// The object that it was about, if it has one name.
     pub(super) name: Option<String>,
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Value,
-    /// For a write: the revision after it.
-    pub(super) revision: i64,
+    pub(super) written: Vec<Written>,
 }
 
 impl Place {
     pub(super) fn of(fork: &World) -> Self {
-        let revision = fork.last_revision();
         Self {
             names: Names::of(fork),
-            at: At::State(0),
+            state: Some(State::default()),
             reads: 0,
             writes: 0,
-            revision,
-            left: 0,
-            seen: Vec::new(),
-            left_at: revision,
+            revision: fork.last_revision(),
+            changes: 0,
         }
     }
 
-    /// Remembers what the server has said.
-    pub(super) fn see(&mut self, recall: &Recall, exchange: Exchange) {
-        let Exchange { asking, resource, writes, name, status, headers, body, revision } = exchange;
-        // From here on these are the names in memory as well.
-        for text in &asking.new {
-            if !self.names.knows(text, To::Memory) {
-                self.names.add_text(text, text);
-            }
+    /// Remembers what the server has said, and goes on to the state after it.
+    ///
+    /// # Errors
+    /// [`Foreign`].
+    pub(super) fn see(&mut self, recall: &Recall, exchange: Exchange) -> Result<(), Foreign> {
+        let Exchange { asking, answer, name, written } = exchange;
+        let Some(state) = self.state else { return Ok(()) };
+        let own = written.iter().all(|written| answer.is_about(name.as_deref(), written));
+        if !own || written.len() > MOST_CHANGES {
+            self.state = None;
+            return Err(Foreign);
         }
-        if writes && status.is_success() {
-            for uid in super::names::uids(&body) {
-                if !self.names.knows(uid, To::Memory) {
-                    self.names.add_text(uid, uid);
-                }
-            }
-            if revision > self.revision {
-                self.names.add_revision(revision, revision);
-                self.revision = revision;
-            }
-        }
-        let changed = writes && status.is_success();
-        if let (At::State(state), true) = (self.at, changed) {
-            (self.at, self.left) = (At::Beyond, state);
-        }
-        let name = name.or_else(|| Some(body.pointer("/metadata/name")?.as_str()?.to_owned()));
-        let seen = Seen {
-            asking: asking.text.into(),
-            has_moments: asking.has_moments,
-            made_up: asking.new,
-            status,
-            headers,
-            body,
-            resource,
-            write: changed.then_some((name, self.revision)),
+        self.changes += written.len();
+        self.revision = written.iter().fold(self.revision, |last, it| last.max(it.revision));
+        let known = recall.memory().look(state, &asking.text);
+        self.state = match known {
+            Some(known) => self.as_known(&known, &asking, answer, &written),
+            None => self.as_new(recall, state, asking, answer, &written),
         };
-        match self.at {
-            At::State(state) => {
-                if let Some(answer) = seen.answer(&self.names, Vec::new()) {
-                    recall.memory().add(state, &seen.asking, answer);
-                }
+        Ok(())
+    }
+
+    /// What nobody has asked before in this state. The names of this world are those in memory from here on.
+    fn as_new(
+        &mut self,
+        recall: &Recall,
+        state: State,
+        asking: Asking,
+        answer: Answer,
+        written: &[Written],
+    ) -> Option<State> {
+        let names = &mut self.names;
+        for text in &asking.new {
+            names.add_text(text, text);
+        }
+        for written in written {
+            names.add_revision(written.revision, written.revision);
+            if let Some(uid) = written.uid().filter(|uid| !names.knows(uid, To::Memory)) {
+                names.add_text(uid, uid);
             }
-            At::Beyond => self.seen.push(seen),
-            At::Nowhere => {}
+        }
+        let made_up = asking.new.clone();
+        let answer = self.in_memory(answer, &asking, made_up, written);
+        match answer {
+            Ok(answer) => recall.memory().add(state, asking.text.into(), answer),
+            Err(Unknown) => written.is_empty().then_some(state),
         }
     }
 
-    /// A write has been made again, and came to this state.
-    pub(super) fn move_to(&mut self, state: State) {
-        if matches!(self.at, At::State(_)) {
-            self.at = At::State(state);
-            self.left_at = self.revision;
+    /// What another world has asked meanwhile: if the server has done the same here, things have the names that they have
+    /// there.
+    fn as_known(
+        &mut self,
+        known: &Known,
+        asking: &Asking,
+        answer: Answer,
+        written: &[Written],
+    ) -> Option<State> {
+        let mut names = self.names.clone();
+        for (in_memory, here) in known.answer.made_up.iter().zip(&asking.new) {
+            names.add_text(in_memory, here);
         }
+        for (there, here) in known.answer.changes.iter().zip(written) {
+            names.add_revision(there.revision, here.revision);
+            if let (Some(there), Some(here)) = (&there.uid, here.uid())
+                && !names.knows(here, To::Memory)
+            {
+                names.add_text(there, here);
+            }
+        }
+        std::mem::swap(&mut self.names, &mut names);
+        let answer = self.in_memory(answer, asking, known.answer.made_up.clone(), written).ok()?;
+        (answer.changes == known.answer.changes).then_some(known.then)
     }
 
-    /// Puts what was seen beyond the known states into memory. `written` is all that was written into this world since it left
-    /// them.
-    pub(super) fn remember(&mut self, recall: &Recall, written: &[Written]) -> Result<(), Foreign> {
-        let mut state = self.left;
-        let mut rest = written;
-        for seen in std::mem::take(&mut self.seen) {
-            let mut changes = Vec::new();
-            if let Some((name, until)) = &seen.write {
-                let end = rest.partition_point(|written| written.revision <= *until);
-                let (own, later) = rest.split_at(end);
-                rest = later;
-                if !own.iter().all(|written| seen.is_its_own(name.as_deref(), written))
-                    || own.len() > MOST_CHANGES
-                {
-                    return Err(Foreign);
-                }
-                let Ok(known) = self.changes(own, &seen) else { return Ok(()) };
-                changes = known;
-            }
-            let Some(answer) = seen.answer(&self.names, changes) else {
-                if seen.write.is_some() {
-                    return Ok(());
-                }
-                continue;
+    fn in_memory(
+        &self,
+        answer: Answer,
+        asking: &Asking,
+        made_up: Vec<String>,
+        written: &[Written],
+    ) -> Result<Answer, Unknown> {
+        let names = &self.names;
+        let changes = written.iter().map(|written| {
+            let change = &written.change;
+            let value = match &change.value {
+                None => None,
+                Some(bytes) => Some(Stored::remember(bytes, names, &answer.resource)?),
             };
-            match recall.memory().add(state, &seen.asking, answer) {
-                Some(then) => state = then,
-                None if seen.write.is_none() => {}
-                None => return Ok(()),
+            // Its moments are numbers there, which nobody finds again.
+            if asking.has_moments && matches!(value, Some(Stored::Protobuf(_))) {
+                return Err(Unknown);
             }
-        }
-        if rest.is_empty() { Ok(()) } else { Err(Foreign) }
-    }
-
-    fn changes(&mut self, written: &[Written], seen: &Seen) -> Result<Vec<Changed>, Unknown> {
-        written
-            .iter()
-            .map(|written| {
-                let revision = written.revision;
-                self.names.add_revision(revision, revision);
-                let change = &written.change;
-                let value = match &change.value {
-                    None => None,
-                    Some(bytes) => Some(Stored::remember(bytes, &self.names, &seen.resource)?),
-                };
-                // Its moments are numbers there, which nobody finds again.
-                if seen.has_moments && matches!(value, Some(Stored::Protobuf(_))) {
-                    return Err(Unknown);
-                }
-                let uid = written.object.as_ref();
-                Ok(Changed {
-                    revision,
-                    uid: uid.map(|object| self.names.text(&object.uid, To::Memory)),
-                    directory: change.directory.clone(),
-                    name: self.names.text(&change.name, To::Memory),
-                    value,
-                })
+            Ok(Changed {
+                revision: names.revision_in_memory(written.revision).ok_or(Unknown)?,
+                uid: written.uid().map(|uid| names.text(uid, To::Memory)),
+                directory: change.directory.clone(),
+                name: names.text(&change.name, To::Memory),
+                value,
             })
-            .collect()
-    }
-
-    /// From which revision on changes belong to what was seen beyond the known states.
-    pub(super) fn left_at(&self) -> Option<i64> {
-        (!self.seen.is_empty()).then_some(self.left_at)
+        });
+        let changes = changes.collect::<Result<Vec<Changed>, Unknown>>()?;
+        let mut body: Value = answer.body;
+        super::service::set_list_version(&mut body, String::new());
+        names.value(&mut body, &answer.resource, To::Memory)?;
+        Ok(Answer { body, made_up, changes, ..answer })
     }
 }
 
@@ -208,24 +158,9 @@ const MOST_CHANGES: usize = 2;
 #[derive(Debug)]
 pub(super) struct Foreign;
 
-impl Seen {
-    fn is_its_own(&self, name: Option<&str>, written: &Written) -> bool {
+impl Answer {
+    fn is_about(&self, name: Option<&str>, written: &Written) -> bool {
         let same_kind = written.object.as_ref().is_none_or(|it| it.resource == self.resource);
         same_kind && name == Some(&*written.change.name)
-    }
-
-    /// `None` if it names a version of something else.
-    fn answer(&self, names: &Names, changes: Vec<Changed>) -> Option<Answer> {
-        let mut body = self.body.clone();
-        super::service::without_list_version(&mut body);
-        names.value(&mut body, &self.resource, To::Memory).ok()?;
-        Some(Answer {
-            status: self.status,
-            headers: self.headers.clone(),
-            body,
-            resource: self.resource.clone(),
-            made_up: self.made_up.clone(),
-            changes,
-        })
     }
 }

@@ -17,8 +17,8 @@ use serde_json::Value;
 use tower::{BoxError, Service, ServiceExt};
 
 use super::{
-    Asking, Known, Place, Recall, Resource, To,
-    place::{At, Exchange, Foreign},
+    Answer, Asking, Known, Place, Recall, Resource, To,
+    place::{Exchange, Foreign},
 };
 use crate::{
     connect::{ReplyBody, Upstream},
@@ -26,7 +26,7 @@ use crate::{
         model::{Verb, is_for_people},
         wire::{self, Asked},
     },
-    world::{Change, World, WorldError, fresh_uid},
+    world::{Change, World, WorldError, Written, fresh_uid},
 };
 
 /// Answers the requests of one world's clients from memory, where it can.
@@ -39,6 +39,8 @@ use crate::{
 pub(crate) struct RecallService {
     recall: Recall,
     namespace: Arc<str>,
+    /// The revision from which on the world was whole.
+    forked: i64,
     place: Arc<Mutex<Place>>,
     upstream: Upstream,
 }
@@ -58,28 +60,22 @@ enum Kind {
 impl RecallService {
     pub(super) fn new(recall: Recall, fork: &World, upstream: Upstream) -> Self {
         let (namespace, place) = (fork.namespace().into(), Arc::new(Mutex::new(Place::of(fork))));
-        Self { recall, namespace, place, upstream }
+        Self { recall, namespace, forked: fork.last_revision(), place, upstream }
     }
 
-    /// Remembers what was seen of this world, whose clients are gone.
+    /// Looks whether anybody but the clients of this world, who are gone, has written into it.
     ///
     /// # Errors
     /// When etcd does not say what was written.
-    pub(crate) async fn remember(&self) -> Result<(), WorldError> {
-        let left = {
+    pub(crate) async fn close(&self) -> Result<(), WorldError> {
+        let revision = {
             let place = self.place();
-            place.left_at().map(|from| (from, place.revision))
+            place.state.is_some().then_some(place.revision)
         };
-        let Some((from, until)) = left else { return Ok(()) };
-        if self.recall.has_ended() {
-            return Ok(());
-        }
-        let worlds = &self.recall.0.worlds;
-        let Some(written) = worlds.written(&self.namespace, from, until).await? else {
-            return Ok(());
-        };
-        if let Err(Foreign) = self.place().remember(&self.recall, &written) {
-            self.recall.end("something was changed that no client has asked for");
+        let Some(revision) = revision.filter(|_| !self.recall.has_ended()) else { return Ok(()) };
+        let written = self.recall.0.worlds.written(&self.namespace, self.forked, revision).await?;
+        if written.is_none_or(|written| written.len() != self.place().changes) {
+            self.recall.end(FOREIGN);
         }
         Ok(())
     }
@@ -131,7 +127,7 @@ impl RecallService {
             Kind::Known { resource, writes } => (resource, writes),
             Kind::Beside => return self.upstream.oneshot(request).await,
             Kind::Unclear => {
-                self.place().at = At::Nowhere;
+                self.place().state = None;
                 return self.upstream.oneshot(request).await;
             }
             Kind::Outside => {
@@ -143,10 +139,8 @@ impl RecallService {
         let (asking, known) = {
             let place = self.place();
             let asking = asking(&place, &parts, &asked, &resource);
-            let known = match place.at {
-                At::State(state) => self.recall.memory().look(state, &asking.text),
-                At::Beyond | At::Nowhere => None,
-            };
+            let known = place.state;
+            let known = known.and_then(|state| self.recall.memory().look(state, &asking.text));
             (asking, known)
         };
         if let Some(known) = known
@@ -165,34 +159,55 @@ impl RecallService {
         }
         let value = serde_json::from_slice::<Value>(&bytes).ok();
         match value.filter(|value| is_whole(&parts.headers, value) && is_answer(parts.status)) {
-            Some(body) if self.place().at != At::Nowhere => {
-                let revision = match writes && parts.status.is_success() {
-                    true => self.revision_after(&asked, &body).await?,
-                    false => 0,
+            Some(body) if self.place().state.is_some() => {
+                let written = match writes && parts.status.is_success() {
+                    true => self.written(&asked, &body).await?,
+                    false => Some(Vec::new()),
                 };
-                let (name, status) = (asked.target.name, parts.status);
-                let headers = lasting(&parts.headers);
-                let exchange =
-                    Exchange { asking, resource, writes, name, status, headers, body, revision };
-                self.place().see(&self.recall, exchange);
+                let name = body.pointer("/metadata/name").and_then(Value::as_str);
+                let name = asked.target.name.clone().or_else(|| name.map(str::to_owned));
+                let (status, headers) = (parts.status, lasting(&parts.headers));
+                let (made_up, changes) = (Vec::new(), Vec::new());
+                let answer = Answer { status, headers, body, resource, made_up, changes };
+                let mut place = self.place();
+                match written {
+                    None => place.state = None,
+                    Some(written) => {
+                        let exchange = Exchange { asking, answer, name, written };
+                        if let Err(Foreign) = place.see(&self.recall, exchange) {
+                            self.recall.end(FOREIGN);
+                        }
+                    }
+                }
             }
             Some(_) => {}
-            None if writes => self.place().at = At::Nowhere,
+            None if writes => self.place().state = None,
             None => {}
         }
         turn.end();
         Ok(Response::from_parts(parts, wire::whole(bytes)))
     }
 
-    /// Up to where changes belong to this write.
-    async fn revision_after(&self, asked: &Asked, reply: &Value) -> Result<i64, WorldError> {
+    /// What a write has changed in this world; `None` if other worlds must not hold it.
+    async fn written(
+        &self,
+        asked: &Asked,
+        reply: &Value,
+    ) -> Result<Option<Vec<Written>>, WorldError> {
+        let worlds = &self.recall.0.worlds;
         let goes = || reply.pointer("/metadata/deletionTimestamp").is_some();
         let version = || reply.pointer("/metadata/resourceVersion")?.as_str()?.parse().ok();
-        match version().filter(|_| asked.verb != Verb::Delete && !goes()) {
-            Some(version) => Ok(version),
+        let until = match version().filter(|_| asked.verb != Verb::Delete && !goes()) {
+            Some(version) => version,
             // There may be more than it says.
-            None => self.recall.0.worlds.revision().await,
+            None => worlds.revision().await?,
+        };
+        let before = self.place().revision;
+        // A write that changes nothing answers with an older version.
+        if until <= before {
+            return Ok(Some(Vec::new()));
         }
+        worlds.written(&self.namespace, before, until).await
     }
 
     /// Answers from memory, after everything that the server wrote then has been written again. `None` if the world is gone,
@@ -232,10 +247,11 @@ impl RecallService {
                     let mut place = self.place();
                     place.names.add_revision(changed.revision, revision);
                     place.revision = revision;
+                    place.changes += 1;
                 }
                 None => {
                     debug_assert_eq!(at, 0, "a world is erased as a whole");
-                    self.place().at = At::Nowhere;
+                    self.place().state = None;
                     return Ok(None);
                 }
             }
@@ -244,11 +260,13 @@ impl RecallService {
         let mut body = answer.body.clone();
         if place.names.value(&mut body, &answer.resource, To::World).is_err() {
             // Such an answer is never remembered.
-            place.at = At::Nowhere;
+            place.state = None;
             return Ok(None);
         }
-        with_list_version(&mut body, place.revision);
-        place.move_to(then);
+        set_list_version(&mut body, place.revision.to_string());
+        if place.state.is_some() {
+            place.state = Some(then);
+        }
         drop(place);
         let mut reply = wire::json_reply(answer.status, &body);
         *reply.headers_mut() = answer.headers.clone();
@@ -302,22 +320,16 @@ fn lasting(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// The version of a list is that of all of etcd, and each world has its own.
-pub(super) fn without_list_version(body: &mut Value) {
+/// The version of a list is that of all of etcd; another world has its own.
+pub(super) fn set_list_version(body: &mut Value, new: String) {
     if body.get("items").is_some_and(Value::is_array)
         && let Some(version) = body.pointer_mut("/metadata/resourceVersion")
     {
-        *version = Value::String(String::new());
+        *version = Value::String(new);
     }
 }
 
-fn with_list_version(body: &mut Value, revision: i64) {
-    if body.get("items").is_some_and(Value::is_array)
-        && let Some(version) = body.pointer_mut("/metadata/resourceVersion")
-    {
-        *version = Value::String(revision.to_string());
-    }
-}
+const FOREIGN: &str = "something was changed that no client of its world has asked for";
 
 /// A request that is under way.
 struct Turn {
@@ -331,7 +343,7 @@ impl Turn {
     fn take(place: &Arc<Mutex<Place>>, writes: bool) -> Self {
         let mut own = place.lock().unwrap_or_else(PoisonError::into_inner);
         if own.writes > 0 || (writes && own.reads > 0) {
-            own.at = At::Nowhere;
+            own.state = None;
         }
         match writes {
             true => own.writes += 1,
@@ -355,7 +367,7 @@ impl Drop for Turn {
         }
         // What was cut off may have been done all the same.
         if self.writes && !self.ended {
-            place.at = At::Nowhere;
+            place.state = None;
         }
     }
 }

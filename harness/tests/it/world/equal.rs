@@ -55,7 +55,7 @@ async fn a_fork_of_any_moment_equals_its_source_and_goes_on_as_it_did(stage: &St
     Ok(())
 }
 
-fn same(source: &Value, fork: &Value, what: &str) -> Result<()> {
+pub(super) fn same(source: &Value, fork: &Value, what: &str) -> Result<()> {
     let text = |value: &Value| serde_json::to_string_pretty(value).unwrap_or_default();
     let (source, fork) = (text(source), text(fork));
     if source != fork {
@@ -70,8 +70,10 @@ fn same(source: &Value, fork: &Value, what: &str) -> Result<()> {
 }
 
 /// Operations in one namespace, and what they show, normalised.
-struct Script {
+pub(super) struct Script {
     client: Client,
+    /// Who lists everything.
+    onlooker: Client,
     namespace: String,
     /// UIDs and generated names, and what they are called in every namespace.
     labels: HashMap<String, String>,
@@ -79,13 +81,13 @@ struct Script {
     seen: HashMap<String, usize>,
     /// The objects as they are, by kind and name.
     objects: HashMap<String, Value>,
-    status: u16,
+    pub(super) status: u16,
 }
 
 /// What there is after an operation.
-struct Step {
-    answer: String,
-    state: Value,
+pub(super) struct Step {
+    pub(super) answer: String,
+    pub(super) state: Value,
     /// No older than the operation, and older than the next one.
     revision: i64,
     labels: HashMap<String, String>,
@@ -93,9 +95,14 @@ struct Step {
 }
 
 impl Script {
-    fn new(client: Client, namespace: String) -> Self {
+    pub(super) fn new(client: Client, namespace: String) -> Self {
         let (labels, seen, objects) = <_>::default();
-        Self { client, namespace, labels, seen, objects, status: 0 }
+        Self { onlooker: client.clone(), client, namespace, labels, seen, objects, status: 0 }
+    }
+
+    /// With another client for what is only looked at.
+    pub(super) fn looked_at_by(self, onlooker: Client) -> Self {
+        Self { onlooker, ..self }
     }
 
     /// The same labels, for what has other UIDs there.
@@ -110,7 +117,7 @@ impl Script {
         script
     }
 
-    async fn step(&mut self, operation: &Operation) -> Result<Step> {
+    pub(super) async fn step(&mut self, operation: &Operation) -> Result<Step> {
         let path = self.fill(&operation.path)?;
         let body = match &operation.body {
             Some(body) => Some(serde_json::from_str(&self.fill(&body.to_string())?)?),
@@ -136,13 +143,13 @@ impl Script {
     }
 
     /// Lists everything.
-    async fn look(&mut self, answer: String) -> Result<Step> {
+    pub(super) async fn look(&mut self, answer: String) -> Result<Step> {
         let mut lists = Vec::new();
         self.objects.clear();
         let mut revision = 0;
         for (kind, path) in COLLECTIONS {
             let path = self.fill(path)?;
-            let list = request(&self.client, "GET", &path, None).await?;
+            let list = request(&self.onlooker, "GET", &path, None).await?;
             let at: i64 = list["metadata"]["resourceVersion"].as_str().context("no rv")?.parse()?;
             revision = revision.max(at);
             let mut items = list["items"].as_array().cloned().unwrap_or_default();

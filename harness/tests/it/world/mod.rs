@@ -44,6 +44,7 @@ mod interrupted;
 pub(crate) mod live;
 mod measure;
 mod operations;
+mod recalled;
 mod refused;
 mod roles;
 pub(crate) mod stage;
