@@ -55,7 +55,15 @@ impl Server {
         self
     }
 
-    /// Asks the server every time, also what it has answered before in the same state of another world.
+    /// Asks the server every time.
+    ///
+    /// By default, a request of a run in a forked world is answered from memory if the server has answered the same in
+    /// another world in which the same had happened since the fork, and what the server wrote then is written again,
+    /// below it, in etcd. Requests are the same if they differ in no more than the names of the world: namespace, UIDs,
+    /// resource versions, and UUIDs and moments that the client has made up. Nothing is answered so where admission
+    /// webhooks are registered, or where anybody but the clients of a world writes into it. The failing run that is shown is
+    /// made again with all its requests at the server. Use this to measure the server, to read its audit log, or where its
+    /// answers depend on more than what is in the namespace.
     #[must_use]
     pub fn without_recall(mut self) -> Self {
         self.recall = false;
@@ -401,15 +409,15 @@ impl Ground {
             .filter(|request| is_about_objects(request, namespace))
             .map(|request| TapResource::new(&*request.group, &*request.version, &*request.resource))
             .collect();
-        let known = self.followed();
-        let unfollowable = lock(&self.unfollowable).clone();
         let mut learned = false;
         for resource in asked {
-            // Versions of one resource share their history.
+            // Versions of one resource share their history, and one run may ask for several.
             let same = |known: &TapResource| {
                 (&known.group, &known.plural) == (&resource.group, &resource.plural)
             };
-            if !known.iter().any(same) && !unfollowable.iter().any(same) {
+            let known = lock(&self.followed).iter().any(same)
+                || lock(&self.unfollowable).iter().any(same);
+            if !known {
                 learned |= self.follow(resource).await;
             }
         }

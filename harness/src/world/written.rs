@@ -45,7 +45,7 @@ impl Worlds {
         self.shared.etcd.revision().await
     }
 
-    /// All changes of a world after one revision and up to another, but for Events; `None` if one of them is such as no
+    /// The changes of a world after one revision and up to another, but for Events; `None` if one of them is such as no
     /// other world may hold.
     pub(crate) async fn written(
         &self,
@@ -58,21 +58,32 @@ impl Worlds {
         Ok(records.iter().filter(|record| record.revision > after).map(|it| it.written()).collect())
     }
 
-    /// Makes changes of a world in one transaction, and returns its revision. `None` if the world is no longer there.
+    /// How many changes, but for Events, were made in a world after one revision: all up to another, and of those after that
+    /// what is known of by now.
+    pub(crate) async fn changes_after(
+        &self,
+        namespace: &str,
+        after: i64,
+        known: i64,
+    ) -> Result<usize, WorldError> {
+        self.shared.tap.reach(&self.shared.etcd, known).await?;
+        let records = self.shared.tap.history().of(namespace, i64::MAX)?;
+        Ok(records.iter().filter(|record| record.revision > after).count())
+    }
+
+    /// Makes a change in a fork, and returns its revision. `None` if the fork is no longer there.
     pub(crate) async fn write(
         &self,
         namespace: &str,
-        changes: Vec<Change>,
+        change: Change,
     ) -> Result<Option<i64>, WorldError> {
         let (mark, _) = mark(namespace, self.shared.owner.id());
-        let operations = changes.into_iter().map(|change| {
-            let key = object_key(&change.directory, namespace, &change.name);
-            match change.value {
-                Some(value) => Operation::put(key, value),
-                None => Operation::delete(key),
-            }
-        });
-        let txn = Txn { compare: vec![Compare::present(&mark)], success: operations.collect() };
+        let key = object_key(&change.directory, namespace, &change.name);
+        let operation = match change.value {
+            Some(value) => Operation::put(key, value),
+            None => Operation::delete(key),
+        };
+        let txn = Txn { compare: vec![Compare::present(&mark)], success: vec![operation] };
         let done = self.shared.etcd.txn(&format!("write into {namespace}"), &txn).await?;
         Ok(done.succeeded.then_some(done.header.revision))
     }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -117,6 +118,14 @@ impl Names {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Replaces names in data that is shown in base64, and stored as it is. `None` if there are none in it.
+    fn encoded(&self, text: &str, to: To) -> Option<String> {
+        let mut data = STANDARD.decode(text).ok()?;
+        let before = data.clone();
+        self.bytes(&mut data, to);
+        (data != before).then(|| STANDARD.encode(data))
+    }
+
     /// Replaces the names in what the server has said or stored about a resource.
     ///
     /// # Errors
@@ -150,7 +159,13 @@ impl Names {
             }
             Value::String(text) => match self.texts.to(to).get(text) {
                 Some(new) => new.clone_into(text),
-                None => *text = self.text(text, to),
+                None => {
+                    let renamed = self.text(text, to);
+                    *text = match has_encoded_data(resource) && renamed == *text {
+                        true => self.encoded(text, to).unwrap_or(renamed),
+                        false => renamed,
+                    };
+                }
             },
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
@@ -159,6 +174,11 @@ impl Names {
 }
 
 const VERSION: &str = "resourceVersion";
+
+/// Whether objects have fields of bytes, which are base64 in JSON.
+fn has_encoded_data(resource: &Resource) -> bool {
+    resource.group.is_empty() && matches!(&*resource.plural, "secrets" | "configmaps")
+}
 
 /// Moments that the server sets, by its own clock.
 fn is_of_the_server(field: &str) -> bool {
@@ -389,6 +409,11 @@ mod tests {
         }
         let mut unknown = said("lw-aaaa0000", &first, "72", this);
         assert_eq!(one.value(&mut unknown, &pods(), To::Memory), Err(Unknown));
+        let secret = |namespace: &str| json!({ "data": { "k": STANDARD.encode(format!("of {namespace}")), "l": "bGF0ZXI=" } });
+        let mut value = secret("lw-aaaa0000");
+        one.value(&mut value, &Resource::new("", "secrets"), To::Memory).unwrap();
+        other.value(&mut value, &Resource::new("", "secrets"), To::World).unwrap();
+        assert_eq!(value, secret("lw-bbbb0000"));
         let mut bytes = [b"\0k8s\x0blw-aaaa0000$", first.as_bytes(), b"\xff"].concat();
         one.bytes(&mut bytes, To::Memory);
         other.bytes(&mut bytes, To::World);

@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Answer, Asking, Changed, Known, Names, Recall, State, Stored, To, Unknown, Written};
-use crate::world::World;
+use super::{
+    Answer, Asking, Changed, Known, Names, Recall, Resource, State, Stored, To, Unknown, Written,
+};
+use crate::world::{Change, World, fresh_uid};
 
 /// One world.
 #[derive(Debug)]
@@ -74,6 +76,10 @@ impl Place {
         written: &[Written],
     ) -> Option<State> {
         let names = &mut self.names;
+        // Another world may have made up the same moment before, for something else.
+        if asking.new.iter().any(|text| names.knows(text, To::World)) {
+            return written.is_empty().then_some(state);
+        }
         for text in &asking.new {
             names.add_text(text, text);
         }
@@ -117,6 +123,25 @@ impl Place {
         (answer.changes == known.answer.changes).then_some(known.then)
     }
 
+    /// Gives this world's names to what a client and the server have made up in another one.
+    pub(super) fn name(&mut self, answer: &Answer, new: &[String]) {
+        for (in_memory, here) in answer.made_up.iter().zip(new) {
+            self.names.add_text(in_memory, here);
+        }
+        for uid in answer.changes.iter().filter_map(|change| change.uid.as_deref()) {
+            if !self.names.knows(uid, To::World) {
+                self.names.add_text(uid, &fresh_uid(uid));
+            }
+        }
+    }
+
+    /// A change that was made in another world has been made here.
+    pub(super) fn wrote_again(&mut self, changed: &Changed, revision: i64) {
+        self.names.add_revision(changed.revision, revision);
+        self.revision = revision;
+        self.changes += 1;
+    }
+
     fn in_memory(
         &self,
         answer: Answer,
@@ -157,6 +182,15 @@ const MOST_CHANGES: usize = 2;
 /// Something was changed that no client of this world has asked for.
 #[derive(Debug)]
 pub(super) struct Foreign;
+
+impl Changed {
+    /// The same change in another world.
+    pub(super) fn again(&self, names: &Names, resource: &Resource) -> Result<Change, Unknown> {
+        let value = self.value.as_ref().map(|value| value.recall(names, resource)).transpose()?;
+        let name = names.text(&self.name, To::World);
+        Ok(Change { directory: self.directory.clone(), name, value: value.map(Into::into) })
+    }
+}
 
 impl Answer {
     fn is_about(&self, name: Option<&str>, written: &Written) -> bool {

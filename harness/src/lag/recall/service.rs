@@ -17,7 +17,7 @@ use serde_json::Value;
 use tower::{BoxError, Service, ServiceExt};
 
 use super::{
-    Answer, Asking, Known, Place, Recall, Resource, To,
+    Answer, Asking, Known, Place, Recall, Resource, To, Unknown,
     place::{Exchange, Foreign},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
         model::{Verb, is_for_people},
         wire::{self, Asked},
     },
-    world::{Change, World, WorldError, Written, fresh_uid},
+    world::{World, WorldError, Written},
 };
 
 /// Answers the requests of one world's clients from memory, where it can.
@@ -73,8 +73,9 @@ impl RecallService {
             place.state.is_some().then_some(place.revision)
         };
         let Some(revision) = revision.filter(|_| !self.recall.has_ended()) else { return Ok(()) };
-        let written = self.recall.0.worlds.written(&self.namespace, self.forked, revision).await?;
-        if written.is_none_or(|written| written.len() != self.place().changes) {
+        let worlds = &self.recall.0.worlds;
+        let changes = worlds.changes_after(&self.namespace, self.forked, revision).await?;
+        if changes != self.place().changes {
             self.recall.end(FOREIGN);
         }
         Ok(())
@@ -144,7 +145,7 @@ impl RecallService {
             (asking, known)
         };
         if let Some(known) = known
-            && let Some(reply) = self.recalled(&asking, known, &resource).await?
+            && let Some(reply) = self.recalled(&asking, known).await?
         {
             self.recall.0.recalled.fetch_add(1, Ordering::Relaxed);
             turn.end();
@@ -210,59 +211,25 @@ impl RecallService {
         worlds.written(&self.namespace, before, until).await
     }
 
-    /// Answers from memory, after everything that the server wrote then has been written again. `None` if the world is gone,
-    /// or something is named that this world does not have.
+    /// Answers from memory, after everything that the server wrote then has been written again. `None` if the world is gone.
     async fn recalled(
         &self,
         asking: &Asking,
         known: Known,
-        resource: &Resource,
-    ) -> Result<Option<Response<ReplyBody>>, WorldError> {
+    ) -> Result<Option<Response<ReplyBody>>, RecallError> {
         let Known { answer, then } = known;
-        {
-            let names = &mut self.place().names;
-            for (in_memory, here) in answer.made_up.iter().zip(&asking.new) {
-                names.add_text(in_memory, here);
-            }
-            for uid in answer.changes.iter().filter_map(|change| change.uid.as_deref()) {
-                if !names.knows(uid, To::World) {
-                    names.add_text(uid, &fresh_uid(uid));
-                }
-            }
-        }
-        for (at, changed) in answer.changes.iter().enumerate() {
-            let change = {
-                let place = self.place();
-                let value = changed.value.as_ref();
-                let value = value.map(|value| value.recall(&place.names, resource)).transpose();
-                let Ok(value) = value else { return Ok(None) };
-                Change {
-                    directory: changed.directory.clone(),
-                    name: place.names.text(&changed.name, To::World),
-                    value: value.map(Into::into),
-                }
+        self.place().name(&answer, &asking.new);
+        for changed in &answer.changes {
+            let change = changed.again(&self.place().names, &answer.resource)?;
+            let Some(revision) = self.recall.0.worlds.write(&self.namespace, change).await? else {
+                self.place().state = None;
+                return Ok(None);
             };
-            match self.recall.0.worlds.write(&self.namespace, vec![change]).await? {
-                Some(revision) => {
-                    let mut place = self.place();
-                    place.names.add_revision(changed.revision, revision);
-                    place.revision = revision;
-                    place.changes += 1;
-                }
-                None => {
-                    debug_assert_eq!(at, 0, "a world is erased as a whole");
-                    self.place().state = None;
-                    return Ok(None);
-                }
-            }
+            self.place().wrote_again(changed, revision);
         }
         let mut place = self.place();
         let mut body = answer.body.clone();
-        if place.names.value(&mut body, &answer.resource, To::World).is_err() {
-            // Such an answer is never remembered.
-            place.state = None;
-            return Ok(None);
-        }
+        place.names.value(&mut body, &answer.resource, To::World)?;
         set_list_version(&mut body, place.revision.to_string());
         if place.state.is_some() {
             place.state = Some(then);
@@ -271,6 +238,24 @@ impl RecallService {
         let mut reply = wire::json_reply(answer.status, &body);
         *reply.headers_mut() = answer.headers.clone();
         Ok(Some(reply))
+    }
+}
+
+/// Why something is not answered as it was before. It reaches the code under test as [`kube::Error::Service`].
+#[derive(Debug, thiserror::Error)]
+enum RecallError {
+    #[error("failed to write again what the server has written in the same state of another world")]
+    World(#[from] WorldError),
+    #[error(
+        "failed to answer as the server has in the same state of another world: the answer names a resource version \
+         that this one does not have; `Server::without_recall` asks the server every time"
+    )]
+    Unknown,
+}
+
+impl From<Unknown> for RecallError {
+    fn from(_: Unknown) -> Self {
+        Self::Unknown
     }
 }
 

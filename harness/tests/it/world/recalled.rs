@@ -3,14 +3,17 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, ensure};
-use kube::Client;
-use laggard::check::{Check, Scenario, SetUp, World};
+use anyhow::{Context as _, Result, ensure};
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use laggard::check::{Check, Report, Scenario, Server, SetUp, World};
 use serde_json::{Value, json};
 
 use super::equal::{Script, same};
 use super::operations::{Operation, operations};
-use super::stage::Stage;
+use super::stage::{self, Stage, request};
 
 on_each_server!(each_answer_and_each_object_is_as_the_server_left_them);
 
@@ -94,4 +97,92 @@ fn parts(operations: &[Operation]) -> Vec<Range<usize>> {
     }
     parts.push(begin..operations.len());
     parts
+}
+
+/// What a process does in a world, and whoever asks the server beside it.
+type Process = fn(World, Client) -> BoxFuture<'static, Result<()>>;
+
+/// Where it is not known how things stand, the server is asked, and says how they do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_understood_is_asked() -> Result<()> {
+    let stage = Stage::start(stage::Server::exploring).await?.context("no plane")?;
+    let understood = made(&stage, |world, _| Box::pin(in_turn(world)), true).await?;
+    ensure!(understood.verdict.recalled > 0, "else the others show nothing: {understood}");
+    let processes: [(&str, Process); 3] = [
+        ("another client writes", |world, other| Box::pin(beside_another(world, other))),
+        ("something outside is written", |world, _| Box::pin(outside(world))),
+        ("writes at once", |world, _| Box::pin(at_once(world))),
+    ];
+    for (what, process) in processes {
+        let report = made(&stage, process, true).await?;
+        ensure!(report.verdict.recalled == 0, "{what}: {report}");
+    }
+    let asked = made(&stage, |world, _| Box::pin(in_turn(world)), false).await?;
+    ensure!(asked.verdict.recalled == 0 && asked.verdict.requests == 0, "{asked}");
+    // It is not there, and nothing asks it; but another one may be the code under test.
+    let hook = json!({ "metadata": { "name": "none" }, "webhooks": [{
+        "name": "none.laggard.test", "failurePolicy": "Ignore", "sideEffects": "None",
+        "admissionReviewVersions": ["v1"], "clientConfig": { "url": "https://127.0.0.1:1/" },
+        "rules": [{ "apiGroups": ["laggard.none"], "apiVersions": ["*"], "resources": ["*"], "operations": ["*"] }],
+    }] });
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    request(&stage.client, "POST", path, Some(&hook)).await?;
+    let hooked = made(&stage, |world, _| Box::pin(in_turn(world)), true).await?;
+    ensure!(hooked.verdict.recalled == 0 && hooked.verdict.requests == 0, "{hooked}");
+    stage.stop().await
+}
+
+async fn made(stage: &Stage, process: Process, recall: bool) -> Result<Report> {
+    let other = stage.client.clone();
+    let scenario = Scenario::new("recall", move |world: World| process(world, other.clone()));
+    let server = Server::from(&stage.plane);
+    let server = if recall { server } else { server.without_recall() };
+    Ok(Check::new().without_files().run(server, scenario).await?)
+}
+
+fn map(name: &str) -> Result<ConfigMap> {
+    Ok(serde_json::from_value(json!({ "metadata": { "name": name } }))?)
+}
+
+/// Makes two maps, and sees them.
+async fn in_turn(world: World) -> Result<()> {
+    let maps = world.api::<ConfigMap>();
+    for name in ["a", "b"] {
+        maps.create(&PostParams::default(), &map(name)?).await?;
+    }
+    sees_both(&maps).await
+}
+
+async fn at_once(world: World) -> Result<()> {
+    let maps = world.api::<ConfigMap>();
+    let (post, a, b) = (PostParams::default(), map("a")?, map("b")?);
+    tokio::try_join!(maps.create(&post, &a), maps.create(&post, &b))?;
+    sees_both(&maps).await
+}
+
+async fn beside_another(world: World, other: Client) -> Result<()> {
+    let maps = world.api::<ConfigMap>();
+    maps.create(&PostParams::default(), &map("a")?).await?;
+    let others: Api<ConfigMap> = Api::namespaced(other, world.namespace());
+    others.create(&PostParams::default(), &map("b")?).await?;
+    sees_both(&maps).await
+}
+
+async fn outside(world: World) -> Result<()> {
+    let outside: Api<ConfigMap> = Api::namespaced(world.client(), "default");
+    let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "outside" } });
+    outside.patch("outside", &PatchParams::apply("test"), &Patch::Apply(map)).await?;
+    in_turn(world).await
+}
+
+async fn sees_both(maps: &Api<ConfigMap>) -> Result<()> {
+    let mut seen: Vec<String> = maps
+        .list(&ListParams::default())
+        .await?
+        .into_iter()
+        .filter_map(|map| map.metadata.name)
+        .collect();
+    seen.retain(|name| name.len() == 1);
+    ensure!(seen == ["a", "b"], "{seen:?}");
+    Ok(())
 }
