@@ -415,8 +415,8 @@ impl Ground {
             let same = |known: &TapResource| {
                 (&known.group, &known.plural) == (&resource.group, &resource.plural)
             };
-            let known = lock(&self.followed).iter().any(same)
-                || lock(&self.unfollowable).iter().any(same);
+            let known =
+                lock(&self.followed).iter().any(same) || lock(&self.unfollowable).iter().any(same);
             if !known {
                 learned |= self.follow(resource).await;
             }

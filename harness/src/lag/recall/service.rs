@@ -32,7 +32,7 @@ use crate::{
 /// Answers the requests of one world's clients from memory, where it can.
 ///
 /// These go to the server, and change nothing about what is known: everything that is in no namespace, reviews, Events,
-/// watches, dry runs, lists in pages, and subresources but for `status` and `scale`. If it is a write to such a
+/// watches, dry runs, reads at a resource version, lists in pages, and subresources but for `status` and `scale`. If it is a write to such a
 /// subresource, or two requests are under way at once of which one writes, it is not known any more how things stand
 /// in this world, and the server answers all that follows. A write outside of the world ends all recall.
 #[derive(Clone)]
@@ -92,6 +92,7 @@ impl RecallService {
             || target.resource.ends_with("reviews")
             || target.resource.is_empty()
             || asked.parameter("dryRun").is_some()
+            || asked.parameter("resourceVersion").is_some()
         {
             return Kind::Beside;
         }
