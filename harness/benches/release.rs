@@ -17,6 +17,7 @@ use laggard::Plane;
 use laggard::lag::Lag;
 use laggard::plane::Readiness;
 use serde_json::json;
+use tokio::runtime::Builder;
 
 use figures::{Figures, share};
 
@@ -24,17 +25,27 @@ use figures::{Figures, share};
 const ROUNDS: usize = 10;
 const EVENTS: usize = 200;
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    let mut figures = Figures::of("release");
+    // As under `#[tokio::test]`.
+    let one = Builder::new_current_thread().enable_all().build()?;
+    let limit = Duration::from_micros(200);
+    one.block_on(on_a_plane(&mut figures, "on one thread", Some(limit)))?;
+    // Here another thread has to be woken, which is the kernel's time.
+    let several = Builder::new_multi_thread().enable_all().build()?;
+    several.block_on(on_a_plane(&mut figures, "on several", None))?;
+    figures.finish()
+}
+
+async fn on_a_plane(figures: &mut Figures, threads: &str, limit: Option<Duration>) -> Result<()> {
     let plane = Plane::builder().exploring().readiness(Readiness::Full).start().await?;
     println!("plane: {}", plane.preset());
-    let mut figures = Figures::of("release");
     let mut times = released(&plane).await?;
-    figures.time("release and acknowledgement, median", share(&mut times, 0.5), None);
-    let limit = Duration::from_micros(200);
-    figures.time("the same, 99th percentile", share(&mut times, 0.99), Some(limit));
+    let name = format!("release and acknowledgement, {threads}");
+    figures.time(&format!("{name}, median"), share(&mut times, 0.5), None);
+    figures.time(&format!("{name}, 99th percentile"), share(&mut times, 0.99), limit);
     plane.stop().await?;
-    figures.finish()
+    Ok(())
 }
 
 async fn released(plane: &Plane) -> Result<Vec<Duration>> {

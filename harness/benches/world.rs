@@ -24,7 +24,8 @@ const FORKS: usize = 200;
 const FEW: usize = 10;
 const MANY: usize = 1000;
 
-#[tokio::main]
+/// On one thread, as under `#[tokio::test]`.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let plane = Plane::builder().exploring().readiness(Readiness::Full).start().await?;
     println!("plane: {}", plane.preset());

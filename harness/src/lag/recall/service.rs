@@ -11,6 +11,7 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING, USER_AGENT},
     request::Parts,
 };
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::Value;
@@ -32,9 +33,10 @@ use crate::{
 /// Answers the requests of one world's clients from memory, where it can.
 ///
 /// These go to the server, and change nothing about what is known: everything that is in no namespace, reviews, Events,
-/// watches, dry runs, reads at a resource version, lists in pages, and subresources but for `status` and `scale`. If it is a write to such a
-/// subresource, or two requests are under way at once of which one writes, it is not known any more how things stand
-/// in this world, and the server answers all that follows. A write outside of the world ends all recall.
+/// watches, dry runs, reads at a resource version, lists in pages, and reads of subresources but `status` and `scale`.
+/// After a write to such a subresource or of a collection, one whose body is not JSON, or one that is under way beside
+/// another request, it is not known any more how things stand in this world, and the server answers all that follows. A
+/// write outside of the world ends all recall.
 #[derive(Clone)]
 pub(crate) struct RecallService {
     recall: Recall,
@@ -124,7 +126,13 @@ impl RecallService {
         let (parts, body) = request.into_parts();
         let asked = Asked::read(&parts, &body);
         let request = Request::from_parts(parts.clone(), body);
-        let kind = if self.recall.has_ended() { Kind::Beside } else { self.kind(&asked) };
+        // What it says is known if it is JSON.
+        let is_read = asked.body.is_some() || request.body().size_hint().exact() == Some(0);
+        let kind = match self.kind(&asked) {
+            _ if self.recall.has_ended() => Kind::Beside,
+            Kind::Known { .. } if !is_read => Kind::Unclear,
+            kind => kind,
+        };
         let (resource, writes) = match kind {
             Kind::Known { resource, writes } => (resource, writes),
             Kind::Beside => return self.upstream.oneshot(request).await,

@@ -108,10 +108,11 @@ async fn what_is_not_understood_is_asked() -> Result<()> {
     let stage = Stage::start(stage::Server::exploring).await?.context("no plane")?;
     let understood = made(&stage, |world, _| Box::pin(in_turn(world)), true).await?;
     ensure!(understood.verdict.recalled > 0, "else the others show nothing: {understood}");
-    let processes: [(&str, Process); 3] = [
+    let processes: [(&str, Process); 4] = [
         ("another client writes", |world, other| Box::pin(beside_another(world, other))),
         ("something outside is written", |world, _| Box::pin(outside(world))),
         ("writes at once", |world, _| Box::pin(at_once(world))),
+        ("a body that is no JSON", |world, _| Box::pin(yaml(world))),
     ];
     for (what, process) in processes {
         let report = made(&stage, process, true).await?;
@@ -173,6 +174,18 @@ async fn outside(world: World) -> Result<()> {
     let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "outside" } });
     outside.patch("outside", &PatchParams::apply("test"), &Patch::Apply(map)).await?;
     in_turn(world).await
+}
+
+async fn yaml(world: World) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{}/configmaps/a?fieldManager=x", world.namespace());
+    let body = "{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}";
+    let request = http::Request::patch(path)
+        .header("content-type", "application/apply-patch+yaml")
+        .body(body.as_bytes().to_vec())?;
+    world.client().request::<Value>(request).await?;
+    let maps = world.api::<ConfigMap>();
+    maps.create(&PostParams::default(), &map("b")?).await?;
+    sees_both(&maps).await
 }
 
 async fn sees_both(maps: &Api<ConfigMap>) -> Result<()> {
