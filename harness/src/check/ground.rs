@@ -381,7 +381,7 @@ impl Ground {
             };
         };
         if let Some(recall) = &place.recall {
-            recall.close().await.map_err(CheckError::world)?;
+            recall.close().await;
         }
         let worlds = forks.worlds.clone();
         let mut erasures = lock(&forks.erasures);

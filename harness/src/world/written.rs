@@ -58,16 +58,15 @@ impl Worlds {
         Ok(records.iter().filter(|record| record.revision > after).map(|it| it.written()).collect())
     }
 
-    /// How many changes, but for Events, were made in a world after one revision: all up to another, and of those after that
-    /// what is known of by now.
+    /// How many changes, but for Events, were made in a world after one revision and up to now.
     pub(crate) async fn changes_after(
         &self,
         namespace: &str,
         after: i64,
-        known: i64,
     ) -> Result<usize, WorldError> {
-        self.shared.tap.reach(&self.shared.etcd, known).await?;
-        let records = self.shared.tap.history().of(namespace, i64::MAX)?;
+        let now = self.revision().await?;
+        self.shared.tap.reach(&self.shared.etcd, now).await?;
+        let records = self.shared.tap.history().of(namespace, now)?;
         Ok(records.iter().filter(|record| record.revision > after).count())
     }
 

@@ -66,21 +66,18 @@ impl RecallService {
     }
 
     /// Looks whether anybody but the clients of this world, who are gone, has written into it.
-    ///
-    /// # Errors
-    /// When etcd does not say what was written.
-    pub(crate) async fn close(&self) -> Result<(), WorldError> {
-        let revision = {
-            let place = self.place();
-            place.state.is_some().then_some(place.revision)
-        };
-        let Some(revision) = revision.filter(|_| !self.recall.has_ended()) else { return Ok(()) };
-        let worlds = &self.recall.0.worlds;
-        let changes = worlds.changes_after(&self.namespace, self.forked, revision).await?;
-        if changes != self.place().changes {
-            self.recall.end(FOREIGN);
+    pub(crate) async fn close(&self) {
+        if self.place().state.is_none() || self.recall.has_ended() {
+            return;
         }
-        Ok(())
+        match self.recall.0.worlds.changes_after(&self.namespace, self.forked).await {
+            Ok(changes) if changes == self.place().changes => {}
+            Ok(_) => self.recall.end(FOREIGN),
+            Err(error) => {
+                tracing::debug!(%error, "it cannot be told what was written into a world");
+                self.recall.end("it cannot be told who has written into the worlds");
+            }
+        }
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -171,7 +168,10 @@ impl RecallService {
         match value.filter(|value| is_whole(&parts.headers, value) && is_answer(parts.status)) {
             Some(body) if self.place().state.is_some() => {
                 let written = match writes && parts.status.is_success() {
-                    true => self.written(&asked, &body).await?,
+                    true => self.written(&asked, &body).await.unwrap_or_else(|error| {
+                        tracing::debug!(%error, "it cannot be told what a write has changed");
+                        None
+                    }),
                     false => Some(Vec::new()),
                 };
                 let name = body.pointer("/metadata/name").and_then(Value::as_str);
