@@ -136,6 +136,17 @@ impl Names {
         resource: &Resource,
         to: To,
     ) -> Result<(), Unknown> {
+        self.value_in("", value, resource, to)
+    }
+
+    /// The same for the value of a field.
+    fn value_in(
+        &self,
+        parent: &str,
+        value: &mut Value,
+        resource: &Resource,
+        to: To,
+    ) -> Result<(), Unknown> {
         match value {
             Value::Object(fields) => {
                 for (field, value) in fields.iter_mut() {
@@ -146,15 +157,15 @@ impl Names {
                                 *version = new.to_string();
                             }
                         }
-                        Value::String(_) if is_of_the_server(field) => {}
-                        value => self.value(value, resource, to)?,
+                        Value::String(_) if is_of_the_server(parent, field) => {}
+                        value => self.value_in(field, value, resource, to)?,
                     }
                 }
                 rename_fields(fields, |field| Some(self.text(field, to)));
             }
             Value::Array(items) => {
                 for item in items {
-                    self.value(item, resource, to)?;
+                    self.value_in(parent, item, resource, to)?;
                 }
             }
             Value::String(text) => match self.texts.to(to).get(text) {
@@ -181,8 +192,11 @@ fn has_encoded_data(resource: &Resource) -> bool {
 }
 
 /// Moments that the server sets, by its own clock.
-fn is_of_the_server(field: &str) -> bool {
-    matches!(field, "creationTimestamp" | "deletionTimestamp" | "time")
+fn is_of_the_server(parent: &str, field: &str) -> bool {
+    matches!(
+        (parent, field),
+        ("metadata", "creationTimestamp" | "deletionTimestamp") | ("managedFields", "time")
+    )
 }
 
 /// A request, in the words of memory. What its client has made up stands in it by its place in `new`.
@@ -395,9 +409,10 @@ mod tests {
             json!({
                 "metadata": {
                     "namespace": namespace, "uid": uid, "resourceVersion": version, "creationTimestamp": this,
+                    "managedFields": [{ "time": this }],
                 },
                 "items": [{ "metadata": { "resourceVersion": version } }],
-                "status": { "since": now, "text": format!("{uid} in {namespace}") },
+                "status": { "since": now, "time": now, "text": format!("{uid} in {namespace}") },
             })
         };
         for (here, there) in [("70", "90"), ("71", "91")] {
