@@ -9,7 +9,7 @@ use laggard::explore::Sample;
 use laggard::lag::model::Verdict;
 use rollout_tests::{Stage, rollout};
 
-/// With passes on both sides of a deletion, a pod made by another, a conflict, and Events; four runs at once, so that some are
+/// With passes on both sides of a deletion, a pod made by another, a conflict, plans that fail and are made anew, and Events; four runs at once, so that some are
 /// at the server with the same request.
 #[tokio::test]
 async fn all_runs_are_the_same_with_recall_and_without() -> Result<()> {
