@@ -161,7 +161,7 @@ impl Names {
                         value => self.value_in(field, value, resource, to)?,
                     }
                 }
-                rename_fields(fields, |field| Some(self.text(field, to)));
+                rename_fields(fields, |field| self.text(field, to));
             }
             Value::Array(items) => {
                 for item in items {
@@ -247,7 +247,7 @@ impl Asking {
                         value => self.put(names, value, resource),
                     }
                 }
-                rename_fields(fields, |field| Some(self.line(names, field)));
+                rename_fields(fields, |field| self.line(names, field));
             }
             Value::Array(items) => {
                 items.iter_mut().for_each(|item| self.put(names, item, resource))
@@ -293,11 +293,10 @@ impl Asking {
     }
 }
 
-fn rename_fields(fields: &mut Map<String, Value>, mut rename: impl FnMut(&str) -> Option<String>) {
-    let renamed: Vec<(String, String)> = fields
-        .keys()
-        .filter_map(|field| Some((field.clone(), rename(field).filter(|new| new != field)?)))
-        .collect();
+/// Field names can hold names too: `k:{"uid":"…"}` in managed fields, maps by name.
+fn rename_fields(fields: &mut Map<String, Value>, mut rename: impl FnMut(&str) -> String) {
+    let renamed = fields.keys().map(|field| (field.clone(), rename(field)));
+    let renamed: Vec<(String, String)> = renamed.filter(|(field, new)| field != new).collect();
     for (field, new) in renamed {
         if let Some(value) = fields.remove(&field) {
             fields.insert(new, value);
