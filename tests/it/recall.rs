@@ -9,8 +9,8 @@ use laggard::explore::Sample;
 use laggard::lag::model::Verdict;
 use rollout_tests::{Stage, rollout};
 
-/// With passes on both sides of a deletion, a pod made by another, a conflict, plans that fail and are made anew, and Events; four runs at once, so that some are
-/// at the server with the same request.
+/// With passes on both sides of a deletion, a pod made by another, a conflict, plans that fail and are made anew, and Events;
+/// four runs at once, so that some are at the server with the same request.
 #[tokio::test]
 async fn all_runs_are_the_same_with_recall_and_without() -> Result<()> {
     let plane = Arc::new(Stage::plane_from(Plane::builder().exploring()).await?);
@@ -19,6 +19,7 @@ async fn all_runs_are_the_same_with_recall_and_without() -> Result<()> {
         rollout::set_deleted,
         rollout::pod_made_late,
         rollout::refused_status,
+        rollout::foreign_set_in_the_way,
     ] {
         let name = scenario(&plane).name().to_owned();
         let (with, verdict) = runs(Server::from(&*plane), scenario(&plane)).await?;
