@@ -287,7 +287,7 @@ impl Ground {
                     service.complete();
                 }
                 if let Some(recall) = &recall {
-                    service = service.through(Upstream::new(recall.clone()));
+                    service = service.through(recall.upstream());
                 }
                 Upstream::new(service)
             }

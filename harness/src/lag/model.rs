@@ -14,7 +14,7 @@ mod trace;
 mod verdict;
 
 pub(crate) use self::request::is_for_people;
-pub(crate) use self::trace::{is_moment, replace_uuids, replace_word};
+pub(crate) use self::trace::{is_moment, is_uuid, rename_fields, replace_uuids, replace_word};
 pub use self::{
     choice::{Alt, Chooser, Chosen, Freshest, Kind, MenuError, Point},
     fields::{FieldSelector, ParseFieldSelectorError},

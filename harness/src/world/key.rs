@@ -17,7 +17,7 @@ pub(super) const CLAIMS: &str = "persistentvolumeclaims";
 
 /// The names of worlds begin so, and all have the same length: one can replace another in place.
 pub(super) const WORLD_PREFIX: &str = "lw-";
-pub(crate) const WORLD_LENGTH: usize = WORLD_PREFIX.len() + 8;
+pub(super) const WORLD_LENGTH: usize = WORLD_PREFIX.len() + 8;
 
 /// A kind of objects, as the API server names it in its paths.
 ///

@@ -58,11 +58,9 @@ pub use compact::Usage;
 pub use error::{EtcdError, Refusal, RefusalReason, WorldError};
 pub use fork::World;
 pub use key::Resource;
-pub(crate) use key::WORLD_LENGTH;
 pub use moment::{Moment, ObjectChange};
 pub use renames::Renames;
-pub(crate) use renames::fresh_uid;
-pub(crate) use value::UID_LENGTH;
+pub(crate) use renames::{candidates, fresh_uid};
 
 use background::Background;
 use compact::Compactor;

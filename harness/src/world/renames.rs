@@ -85,22 +85,27 @@ pub(super) enum Place {
 
 /// All occurrences of a world's name and of the UIDs that are its own.
 pub(super) fn places(bytes: &[u8], world: &str, own: impl Fn(&str) -> bool) -> Vec<Place> {
-    let mut places = Vec::new();
+    let candidates = candidates(bytes).filter_map(|(start, length)| match length {
+        WORLD_LENGTH => {
+            (&bytes[start..start + length] == world.as_bytes()).then_some(Place::Namespace(start))
+        }
+        _ => uid_at(bytes, start).is_some_and(&own).then_some(Place::Uid(start)),
+    });
+    candidates.collect()
+}
+
+/// Where the name of a world or a UID may stand, and how long it is.
+pub(crate) fn candidates(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
     // Both hold a hyphen at a known place, and most bytes are none.
-    for (hyphen, _) in bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'-') {
-        if let Some(start) = hyphen.checked_sub(2)
-            && bytes.get(start..start + WORLD_LENGTH) == Some(world.as_bytes())
-        {
-            places.push(Place::Namespace(start));
-        }
-        if let Some(start) = hyphen.checked_sub(8)
-            && bytes.get(hyphen + 5) == Some(&b'-')
-            && uid_at(bytes, start).is_some_and(&own)
-        {
-            places.push(Place::Uid(start));
-        }
-    }
-    places
+    let hyphens = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'-').map(|(at, _)| at);
+    let candidates = hyphens.flat_map(|hyphen| {
+        let uid = hyphen.checked_sub(8).filter(|_| bytes.get(hyphen + 5) == Some(&b'-'));
+        [
+            uid.map(|start| (start, UID_LENGTH)),
+            hyphen.checked_sub(2).map(|start| (start, WORLD_LENGTH)),
+        ]
+    });
+    candidates.flatten().filter(|(start, length)| start + length <= bytes.len())
 }
 
 fn uid_at(bytes: &[u8], start: usize) -> Option<&str> {

@@ -57,7 +57,7 @@ impl Facts {
 }
 
 /// 8, 4, 4, 4 and 12 digits with hyphens between.
-pub(crate) const UID_LENGTH: usize = 36;
+pub(super) const UID_LENGTH: usize = 36;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

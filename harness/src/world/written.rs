@@ -1,5 +1,7 @@
 //! What was written into a world, as it is in etcd, and the writing of it into another.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::history::Record;
@@ -53,9 +55,8 @@ impl Worlds {
         after: i64,
         until: i64,
     ) -> Result<Option<Vec<Written>>, WorldError> {
-        self.shared.tap.reach(&self.shared.etcd, until).await?;
-        let records = self.shared.tap.history().of(namespace, until)?;
-        Ok(records.iter().filter(|record| record.revision > after).map(|it| it.written()).collect())
+        let records = self.records(namespace, after, until).await?;
+        Ok(records.iter().map(|record| record.written()).collect())
     }
 
     /// How many changes, but for Events, were made in a world after one revision and up to now.
@@ -65,9 +66,19 @@ impl Worlds {
         after: i64,
     ) -> Result<usize, WorldError> {
         let now = self.revision().await?;
-        self.shared.tap.reach(&self.shared.etcd, now).await?;
-        let records = self.shared.tap.history().of(namespace, now)?;
-        Ok(records.iter().filter(|record| record.revision > after).count())
+        Ok(self.records(namespace, after, now).await?.len())
+    }
+
+    async fn records(
+        &self,
+        namespace: &str,
+        after: i64,
+        until: i64,
+    ) -> Result<Vec<Arc<Record>>, WorldError> {
+        self.shared.tap.reach(&self.shared.etcd, until).await?;
+        let mut records = self.shared.tap.history().of(namespace, until)?;
+        records.retain(|record| record.revision > after);
+        Ok(records)
     }
 
     /// Makes a change in a fork, and returns its revision. `None` if the fork is no longer there.

@@ -112,7 +112,7 @@ impl Names {
                         (_, value) => self.replace(value),
                     }
                 }
-                self.replace_keys(fields);
+                rename_fields(fields, |field| self.renamed(field));
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.replace(item)),
             Value::String(text) => {
@@ -126,22 +126,6 @@ impl Names {
         }
     }
 
-    /// Field names can hold them too: `k:{"uid":"…"}` in managed fields, annotations, maps by name.
-    fn replace_keys(&mut self, fields: &mut Map<String, Value>) {
-        let renamed: Vec<_> = fields
-            .keys()
-            .filter_map(|key| {
-                let to = self.renamed(key);
-                (to != *key).then(|| (key.clone(), to))
-            })
-            .collect();
-        for (key, to) in renamed {
-            if let Some(value) = fields.remove(&key) {
-                fields.insert(to, value);
-            }
-        }
-    }
-
     fn renamed(&mut self, text: &str) -> String {
         let mut text = text.to_owned();
         for (from, to) in &self.texts {
@@ -149,6 +133,20 @@ impl Names {
         }
         let uids = &mut self.uids;
         replace_uuids(&text, |uuid| format!("<uid {}>", ordinal(uids, uuid)))
+    }
+}
+
+/// Field names can hold names too: `k:{"uid":"…"}` in managed fields, annotations, maps by name.
+pub(crate) fn rename_fields(
+    fields: &mut Map<String, Value>,
+    mut rename: impl FnMut(&str) -> String,
+) {
+    let renamed = fields.keys().map(|field| (field.clone(), rename(field)));
+    let renamed: Vec<(String, String)> = renamed.filter(|(field, new)| field != new).collect();
+    for (field, new) in renamed {
+        if let Some(value) = fields.remove(&field) {
+            fields.insert(new, value);
+        }
     }
 }
 
@@ -176,25 +174,16 @@ pub(crate) fn replace_word(text: &str, word: &str, by: &str) -> String {
 
 /// Replaces each UUID that is not a part of a longer word.
 pub(crate) fn replace_uuids(text: &str, mut by: impl FnMut(&str) -> String) -> String {
-    const FORM: &[u8] = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
     let bytes = text.as_bytes();
-    let is_uuid = |at: usize| {
-        bytes.get(at..at + FORM.len()).is_some_and(|part| {
-            part.iter().zip(FORM).all(|(byte, form)| match form {
-                b'x' => byte.is_ascii_hexdigit(),
-                _ => byte == form,
-            })
-        })
-    };
     let mut out = String::with_capacity(text.len());
     // Where what is not copied yet begins, and the first place at which a word can begin.
     let (mut copied, mut at) = (0, 0);
-    while at + FORM.len() <= bytes.len() {
-        let end = at + FORM.len();
+    while at + UUID.len() <= bytes.len() {
+        let end = at + UUID.len();
         let inside = |index: Option<usize>| {
             index.and_then(|index| bytes.get(index)).is_some_and(u8::is_ascii_alphanumeric)
         };
-        if is_uuid(at) && !inside(at.checked_sub(1)) && !inside(Some(end)) {
+        if is_uuid(&bytes[at..end]) && !inside(at.checked_sub(1)) && !inside(Some(end)) {
             // It is ASCII, so both of its ends are ends of characters.
             out.push_str(&text[copied..at]);
             out.push_str(&by(&text[at..end]));
@@ -205,6 +194,17 @@ pub(crate) fn replace_uuids(text: &str, mut by: impl FnMut(&str) -> String) -> S
     }
     out.push_str(&text[copied..]);
     out
+}
+
+const UUID: &[u8] = b"xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+
+/// Whether all of it is a UUID.
+pub(crate) fn is_uuid(bytes: &[u8]) -> bool {
+    bytes.len() == UUID.len()
+        && bytes.iter().zip(UUID).all(|(byte, form)| match form {
+            b'x' => byte.is_ascii_hexdigit(),
+            _ => byte == form,
+        })
 }
 
 /// Such as `2026-01-31T12:00:00Z`, with or without a fraction.

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
-    lag::model::is_moment,
-    world::{Resource, UID_LENGTH, WORLD_LENGTH, World},
+    lag::model::{is_moment, is_uuid, rename_fields},
+    world::{Resource, World, candidates},
 };
 
 /// The names of one world, and those in memory.
@@ -102,7 +102,7 @@ impl Names {
     /// Replaces names in bytes that are not read, each by one of the same length.
     pub(super) fn bytes(&self, bytes: &mut [u8], to: To) {
         let known = self.texts.to(to);
-        for (start, length) in places(bytes) {
+        for (start, length) in candidates(bytes).collect::<Vec<_>>() {
             let new = std::str::from_utf8(&bytes[start..start + length]).ok();
             if let Some(new) = new.and_then(|old| known.get(old)) {
                 bytes[start..start + length].copy_from_slice(new.as_bytes());
@@ -267,13 +267,13 @@ impl Asking {
     fn line(&mut self, names: &Names, text: &str) -> String {
         let mut line = String::new();
         let mut done = 0;
-        for (start, length) in places(text.as_bytes()) {
+        for (start, length) in candidates(text.as_bytes()) {
             let Some(old) = text.get(start..start + length).filter(|_| start >= done) else {
                 continue;
             };
             let new = match names.texts.to_memory.get(old) {
                 Some(known) => known.clone(),
-                None if is_uuid(old) => self.made_up(old),
+                None if is_uuid(old.as_bytes()) => self.made_up(old),
                 None => continue,
             };
             line += &text[done..start];
@@ -291,41 +291,6 @@ impl Asking {
         });
         format!("\u{1}{place}\u{1}")
     }
-}
-
-/// Field names can hold names too: `k:{"uid":"…"}` in managed fields, maps by name.
-fn rename_fields(fields: &mut Map<String, Value>, mut rename: impl FnMut(&str) -> String) {
-    let renamed = fields.keys().map(|field| (field.clone(), rename(field)));
-    let renamed: Vec<(String, String)> = renamed.filter(|(field, new)| field != new).collect();
-    for (field, new) in renamed {
-        if let Some(value) = fields.remove(&field) {
-            fields.insert(new, value);
-        }
-    }
-}
-
-/// Where the name of a world or a UUID may stand, and how long it is. Both have a hyphen at a known place.
-fn places(bytes: &[u8]) -> Vec<(usize, usize)> {
-    let hyphens = bytes.iter().enumerate().filter(|&(_, &byte)| byte == b'-').map(|(at, _)| at);
-    let mut places: Vec<(usize, usize)> = hyphens
-        .flat_map(|hyphen| {
-            let world = hyphen.checked_sub(2).map(|start| (start, WORLD_LENGTH));
-            let uuid = hyphen.checked_sub(8).filter(|_| bytes.get(hyphen + 5) == Some(&b'-'));
-            [world, uuid.map(|start| (start, UID_LENGTH))]
-        })
-        .flatten()
-        .filter(|(start, length)| start + length <= bytes.len())
-        .collect();
-    places.sort_unstable();
-    places
-}
-
-fn is_uuid(text: &str) -> bool {
-    text.len() == UID_LENGTH
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        })
 }
 
 #[cfg(test)]

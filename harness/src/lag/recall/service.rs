@@ -1,11 +1,7 @@
 //! The service between the clients of one world and the server, which answers what is known from memory.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    task::{Context, Poll},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
-use futures::future::BoxFuture;
 use http::{
     HeaderMap, Request, Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, TRANSFER_ENCODING, USER_AGENT},
@@ -15,7 +11,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::Value;
-use tower::{BoxError, Service, ServiceExt};
+use tower::{BoxError, ServiceExt};
 
 use super::{
     Answer, Asking, Known, Place, Recall, Resource, To, Unknown,
@@ -63,6 +59,12 @@ impl RecallService {
     pub(super) fn new(recall: Recall, fork: &World, upstream: Upstream) -> Self {
         let (namespace, place) = (fork.namespace().into(), Arc::new(Mutex::new(Place::of(fork))));
         Self { recall, namespace, forked: fork.last_revision(), place, upstream }
+    }
+
+    /// What the clients of this world send their requests to.
+    pub(crate) fn upstream(&self) -> Upstream {
+        let service = self.clone();
+        Upstream::new(tower::service_fn(move |request| service.clone().serve(request)))
     }
 
     /// Looks whether anybody but the clients of this world, who are gone, has written into it.
@@ -367,17 +369,3 @@ impl Drop for Turn {
 }
 
 type Reply = Result<Response<ReplyBody>, BoxError>;
-
-impl Service<Request<Body>> for RecallService {
-    type Response = Response<ReplyBody>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Reply>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.clone().serve(request))
-    }
-}
