@@ -47,6 +47,10 @@ const AT_ONCE: usize = 4;
 /// What the second half of the schedules may need of anything, against the half before.
 const GROWTH: f64 = 1.15;
 
+/// How many files etcd's log may have: the two that etcd keeps, the one that it has ready, and one that was begun since it
+/// looked last, which it does every 30 s.
+const LOGS: f64 = 4.0;
+
 /// How things stand after some schedules.
 struct At {
     schedules: u64,
@@ -166,11 +170,11 @@ async fn followed(
 }
 
 fn row(at: &At) -> String {
-    let Memory { own, apiserver, etcd, data } = at.memory;
+    let Memory { own, apiserver, etcd, database, logs } = at.memory;
     let cost = at.cost.as_secs_f64() * 1000.0;
     format!(
-        "{:>7} schedules: test {own:>6.1} MiB, apiserver {apiserver:>7.1} MiB, etcd {etcd:>6.1} MiB, its data \
-         {data:>6.1} MiB, {cost:.2} ms each",
+        "{:>7} schedules: test {own:>6.1} MiB, apiserver {apiserver:>7.1} MiB, etcd {etcd:>6.1} MiB, its database \
+         {database:>6.1} MiB, {logs} files of log, {cost:.2} ms each",
         at.schedules
     )
 }
@@ -179,10 +183,16 @@ fn row(at: &At) -> String {
 fn write(curve: &[At]) -> Result<()> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("no target")?;
     let mut file = File::create(target.join("plateau.csv"))?;
-    writeln!(file, "schedules,test MiB,apiserver MiB,etcd MiB,etcd's data MiB,ms a schedule")?;
-    for At { schedules, memory: Memory { own, apiserver, etcd, data }, cost } in curve {
+    writeln!(
+        file,
+        "schedules,test MiB,apiserver MiB,etcd MiB,etcd's database MiB,etcd's log files,ms a schedule"
+    )?;
+    for At { schedules, memory: Memory { own, apiserver, etcd, database, logs }, cost } in curve {
         let cost = cost.as_secs_f64() * 1000.0;
-        writeln!(file, "{schedules},{own:.1},{apiserver:.1},{etcd:.1},{data:.1},{cost:.3}")?;
+        writeln!(
+            file,
+            "{schedules},{own:.1},{apiserver:.1},{etcd:.1},{database:.1},{logs},{cost:.3}"
+        )?;
     }
     Ok(())
 }
@@ -199,7 +209,7 @@ fn judge(curve: &[At], schedules: u64) -> Result<()> {
         ("test process", |it| it.own),
         ("API server", |it| it.apiserver),
         ("etcd", |it| it.etcd),
-        ("etcd's data", |it| it.data),
+        ("etcd's database", |it| it.database),
     ];
     for (part, of) in parts {
         let (before, after) = (most(before, of), most(after, of));
@@ -207,6 +217,12 @@ fn judge(curve: &[At], schedules: u64) -> Result<()> {
         let name = format!("{part}, the second half against the quarter before");
         figures.ratio(&name, after / before, Limit::AtMost(GROWTH));
     }
+    figures.count(
+        "files of etcd's log, most at once",
+        most(curve, |it| it.logs),
+        "",
+        Limit::AtMost(LOGS),
+    );
     let mean = |points: &[At]| {
         let sum: f64 = points.iter().map(|at| at.cost.as_secs_f64()).sum();
         sum / points.len() as f64

@@ -150,7 +150,8 @@ impl Flips {
                 let mut subject = runs_flipped(ground, scenario, site);
                 subject.every_moment = self.check.every_moment;
                 let search = self.flipped_search(scenario)?.max_runs(limit);
-                let explored = ground.with_worlds_ahead(search.run(&subject)).await?;
+                let explored =
+                    ground.with_worlds_ahead(self.check.parallel, search.run(&subject)).await?;
                 runs[index] = explored.verdict.runs;
                 let Verdict { completeness, .. } = &explored.verdict;
                 if matches!(completeness, Completeness::NotExhausted { by: Ended::Runs(_) })

@@ -1,7 +1,7 @@
 //! Where runs are made: a server, the worlds that are forked on it, and what is followed there.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     fmt,
     sync::{Mutex, PoisonError},
 };
@@ -117,13 +117,13 @@ struct Forks {
     ahead: Mutex<Ahead>,
 }
 
-/// The world of the next run, made beside the one under way.
+/// The worlds of the next runs, made beside those under way.
 #[derive(Default)]
 struct Ahead {
-    /// Whether there will be a next run.
-    wanted: bool,
-    /// One task at most, which ends with this.
-    next: JoinSet<Next>,
+    /// How many there should be.
+    wanted: usize,
+    /// One task in each, which ends with it.
+    next: VecDeque<JoinSet<Next>>,
 }
 
 /// A world that nobody has asked for yet.
@@ -256,9 +256,11 @@ impl Ground {
                     None => self.fork(worlds, moment).await?,
                 };
                 let mut ahead = lock(&forks.ahead);
-                if ahead.wanted && ahead.next.is_empty() {
+                if ahead.next.len() < ahead.wanted {
                     let (made, followed) = (self.fork(worlds, moment), self.followed_count());
-                    ahead.next.spawn(async move { Next { made: made.await, followed } });
+                    let mut next = JoinSet::new();
+                    next.spawn(async move { Next { made: made.await, followed } });
+                    ahead.next.push_back(next);
                 }
                 (fork.namespace().to_owned(), Some(fork), true)
             }
@@ -304,19 +306,20 @@ impl Ground {
         Ok(Place { namespace, lag, fork, recall })
     }
 
-    /// Makes runs, and beside each of them the world of the next one.
+    /// Makes runs, so many at once, and beside each of them the world of a next one.
     ///
     /// No such world is left when the runs are over: whoever a set-up lets act, such as a real controller, would act in
     /// it as well.
     pub(super) async fn with_worlds_ahead<T>(
         &self,
+        at_once: usize,
         runs: impl Future<Output = Result<T, ExploreError<RunError>>>,
     ) -> Result<T, CheckError> {
         let Ok(forks) = &self.forks else { return runs.await.map_err(CheckError::Explore) };
-        lock(&forks.ahead).wanted = true;
+        lock(&forks.ahead).wanted = at_once;
         let explored = runs.await;
-        lock(&forks.ahead).wanted = false;
-        if let Some(Next { made, .. }) = next_of(forks).await? {
+        lock(&forks.ahead).wanted = 0;
+        while let Some(Next { made, .. }) = next_of(forks).await? {
             self.drop_unused(forks, made?).await?;
         }
         explored.map_err(CheckError::Explore)
@@ -520,7 +523,8 @@ async fn reached(
 
 /// Waits for the world of the next run, if one is being made.
 async fn next_of(forks: &Forks) -> Result<Option<Next>, CheckError> {
-    let mut next = std::mem::take(&mut lock(&forks.ahead).next);
+    let next = lock(&forks.ahead).next.pop_front();
+    let Some(mut next) = next else { return Ok(None) };
     let joined = next.join_next().await.transpose();
     joined.map_err(|_| CheckError::world(WorldError::RuntimeEnded))
 }

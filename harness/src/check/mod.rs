@@ -273,7 +273,7 @@ impl Check {
             search = search.first(saved.tokens().iter().cloned());
         }
         let forked = self.inspected(forked);
-        let explored = ground.with_worlds_ahead(search.run(&forked)).await?;
+        let explored = ground.with_worlds_ahead(self.parallel, search.run(&forked)).await?;
         // With it goes the line on the terminal.
         drop(search);
         let mut report = self.report(ground, scenario, &explored).await;

@@ -67,7 +67,7 @@ impl Check {
             sample = sample.leaves_out(exclusion);
         }
         let subject = self.inspected(runs(ground, scenario, Source::Moment));
-        let explored = ground.with_worlds_ahead(sample.run(&subject)).await?;
+        let explored = ground.with_worlds_ahead(sample.at_once(), sample.run(&subject)).await?;
         let mut report = self.report(ground, scenario, &explored).await;
         if let Some(first) = explored.failures.into_iter().next() {
             report.findings.push(self.reduce(ground, scenario, first, &report.verdict).await?);

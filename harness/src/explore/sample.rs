@@ -69,6 +69,11 @@ impl Sample {
         self
     }
 
+    /// How many runs are under way at once.
+    pub(crate) fn at_once(&self) -> usize {
+        self.parallel
+    }
+
     /// Goes on after a failure.
     pub fn keep_going(mut self) -> Self {
         self.keep_going = true;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::processes::{self, mebibytes};
 
-/// In MiB.
+/// In MiB, but for the log.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     /// Of this process, resident.
@@ -16,8 +16,10 @@ pub(crate) struct Memory {
     pub(crate) apiserver: f64,
     /// Of etcd, resident.
     pub(crate) etcd: f64,
-    /// The files of etcd.
-    pub(crate) data: f64,
+    /// The file in which etcd keeps what there is.
+    pub(crate) database: f64,
+    /// How many files etcd's log has, of 64 MiB each whatever is in them.
+    pub(crate) logs: f64,
 }
 
 /// The servers of the one plane of this process.
@@ -44,7 +46,8 @@ impl Servers {
             own: resident(std::process::id())?,
             apiserver: resident(self.apiserver)?,
             etcd: resident(self.etcd)?,
-            data: size(&self.data)? as f64 / MIB,
+            database: size(&self.data.join("member/snap"))? as f64 / MIB,
+            logs: fs::read_dir(self.data.join("member/wal"))?.count() as f64,
         })
     }
 }
