@@ -1,7 +1,7 @@
 //! Fences against a real API server: right after each kind of write it is exact how far a stream is behind, in a
 //! namespace that the engine watches itself and in a forked world, whose streams are cut from one watch.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
@@ -43,8 +43,9 @@ async fn behind_is_exact_after_every_kind_of_write_in_a_fork(stage: &Stage) -> R
             every_kind_of_write(world.lag(), world.namespace(), other, rounds).await
         }
     };
-    let report =
-        Check::new().without_files().run(&stage.plane, Scenario::new("fences", process)).await?;
+    // All rounds are one run.
+    let scenario = Scenario::new("fences", process).deadline(Duration::from_mins(20));
+    let report = Check::new().without_files().run(&stage.plane, scenario).await?;
     ensure!(report.verdict.worlds.as_deref() == Some("forked in etcd"), "{report}");
     Ok(())
 }
