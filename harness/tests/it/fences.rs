@@ -44,7 +44,7 @@ async fn behind_is_exact_after_every_kind_of_write_in_a_fork(stage: &Stage) -> R
         }
     };
     // All rounds are one run.
-    let scenario = Scenario::new("fences", process).deadline(Duration::from_mins(20));
+    let scenario = Scenario::new("fences", process).deadline(Duration::from_secs(1200));
     let report = Check::new().without_files().run(&stage.plane, scenario).await?;
     ensure!(report.verdict.worlds.as_deref() == Some("forked in etcd"), "{report}");
     Ok(())
