@@ -16,6 +16,7 @@ use super::{
     },
     wire,
 };
+use crate::ask::is_without_previous;
 
 mod feed;
 mod gate;
@@ -78,6 +79,8 @@ pub(super) struct Stream {
     /// Lets one release at a time wait for its acknowledgement.
     pub(super) releasing: Arc<tokio::sync::Mutex<()>>,
     pub(super) trouble: Option<String>,
+    /// Where it was when the server last had an update without the version before it.
+    without_previous: Option<String>,
 }
 
 /// One line of a watch.
@@ -207,6 +210,7 @@ impl Stream {
             drain: None,
             releasing: Arc::default(),
             trouble: None,
+            without_previous: None,
         };
         stream.begin(start);
         stream
@@ -340,6 +344,9 @@ impl Stream {
             return None;
         }
         let parsed: Option<Value> = serde_json::from_slice(&line).ok();
+        if parsed.as_ref().is_some_and(|frame| self.only_ends_it(frame)) {
+            return None;
+        }
         let events = self.log.len();
         let (kind, resource_version) = match parsed {
             Some(frame) => self.read(frame),
@@ -351,6 +358,19 @@ impl Stream {
         let events = events + usize::from(kind == FrameKind::Event);
         self.frames.push(Frame { bytes: line, kind, resource_version, events });
         self.wake()
+    }
+
+    /// Whether this is an [error that only ends a watch](is_without_previous); if it comes twice in one place, it does
+    /// more than that.
+    fn only_ends_it(&mut self, frame: &Value) -> bool {
+        let told = frame["type"] == "ERROR"
+            && wire::text(frame, "/object/message").is_some_and(|it| is_without_previous(&it));
+        let here = self.received_resource_version().map(str::to_owned);
+        if !told || here.is_none() || here == self.without_previous {
+            return false;
+        }
+        self.without_previous = here;
+        true
     }
 
     fn read(&mut self, mut frame: Value) -> (FrameKind, Option<String>) {

@@ -11,6 +11,7 @@ use kube::{Client, Error, ResourceExt as _};
 use serde_json::json;
 
 use super::discovery::serves_resource;
+use crate::ask::is_without_previous;
 
 /// Between two tries to list a resource that is not served yet; it takes some 20 ms, and there is
 /// no event for it.
@@ -74,6 +75,7 @@ async fn established(
                         break;
                     }
                 }
+                WatchEvent::Error(status) if is_without_previous(&status.message) => break,
                 WatchEvent::Error(status) => return Err(Error::Api(status)),
                 WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
             }
@@ -108,4 +110,69 @@ async fn back_date(
     let name = definition.name_any();
     api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    /// A definition at a version, established or not.
+    fn gadgets(version: &str, established: &str) -> CustomResourceDefinition {
+        let names = json!({ "plural": "gadgets", "kind": "Gadget" });
+        let condition = json!({
+            "type": "Established", "status": established, "reason": "", "message": "",
+            "lastTransitionTime": LONG_AGO,
+        });
+        serde_json::from_value(json!({
+            "metadata": { "name": "gadgets.laggard.test", "resourceVersion": version },
+            "spec": { "group": "laggard.test", "names": names, "scope": "Namespaced", "versions": [] },
+            "status": { "conditions": [condition] },
+        }))
+        .unwrap()
+    }
+
+    /// Waits where each watch is answered with the next of these; returns what came of it and the requests.
+    async fn wait_where(
+        watches: &[serde_json::Value],
+    ) -> (Result<CustomResourceDefinition, Error>, Vec<String>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (log, watches) = (Arc::clone(&asked), watches.to_vec());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let mut log = log.lock().unwrap();
+            let answer = Body::from(format!("{}\n", watches[log.len()]).into_bytes());
+            log.push(request.uri().query().unwrap_or_default().to_owned());
+            std::future::ready(Ok::<_, std::convert::Infallible>(Response::new(answer)))
+        });
+        let api = Api::all(Client::new(service, "default"));
+        let result = established(&api, gadgets("7", "False")).await;
+        let asked = asked.lock().unwrap().clone();
+        (result, asked)
+    }
+
+    fn error(message: &str) -> serde_json::Value {
+        let status = json!({ "kind": "Status", "code": 500, "reason": "x", "message": message });
+        json!({ "type": "ERROR", "object": status })
+    }
+
+    #[tokio::test]
+    async fn a_change_that_etcd_tells_without_the_version_before_it_is_asked_for_again() {
+        let race = error("Internal error occurred: etcd event received with PrevKv=nil (key=…)");
+        let done = json!({ "type": "MODIFIED", "object": gadgets("9", "True") });
+        let (definition, asked) = wait_where(&[race, done]).await;
+        assert_eq!(definition.unwrap().resource_version().as_deref(), Some("9"));
+        assert_eq!(asked.len(), 2);
+        assert!(asked.iter().all(|query| query.contains("resourceVersion=7")), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn another_error_of_the_watch_ends_the_wait() {
+        let (result, asked) = wait_where(&[error("no more space")]).await;
+        assert!(result.unwrap_err().to_string().contains("no more space"));
+        assert_eq!(asked.len(), 1);
+    }
 }

@@ -56,6 +56,51 @@ async fn a_hold_survives_the_end_of_the_watch_at_the_server() {
     assert_eq!(fixture.shown("a").as_deref(), Some("2"));
 }
 
+/// As an API server without a watch cache words it.
+const WITHOUT_PREVIOUS: &str = "Internal error occurred: etcd event received with PrevKv=nil \
+                                (key=\"/registry/configmaps/x/a\", modRevision=9, type=PUT)";
+
+#[tokio::test]
+async fn an_update_that_etcd_tells_without_the_version_before_it_is_no_frame_of_a_held_stream() {
+    let fixture = Fixture::start().await;
+    let cache = fixture.lag.stream::<ConfigMap>();
+    cache.hold();
+    for value in ["1", "2"] {
+        fixture.server.error_saying("configmaps", 500, WITHOUT_PREVIOUS);
+        fixture.server.close_watches("configmaps");
+        until("the engine watches on", || fixture.server.watches("configmaps") == 1).await;
+        let version = fixture.put("a", value);
+        cache.received(&version).await.unwrap();
+        let released = cache.release_one().await.unwrap();
+        assert_eq!(released.resource_version(), Some(&*version), "{released:?}");
+        assert_eq!(fixture.shown("a").as_deref(), Some(value));
+    }
+    let watches = Requests::watch::<ConfigMap>();
+    assert_eq!(fixture.lag.requests().count(&watches), 1, "the client has not noticed anything");
+}
+
+#[tokio::test]
+async fn a_version_before_that_is_gone_for_good_is_told() {
+    let fixture = Fixture::start().await;
+    let maps: Api<ConfigMap> = Api::namespaced(fixture.lag.client(), NAMESPACE);
+    let cache = fixture.lag.stream::<ConfigMap>();
+    fixture.reflector.abort();
+    until("it is gone", || fixture.lag.streams()[0].connection == Connection::Closed).await;
+    let at = cache.delivered_resource_version().unwrap().unwrap();
+    let open = async || Box::pin(maps.watch(&WatchParams::default(), &at).await.unwrap());
+    let mut watch = open().await;
+    let tell = || fixture.server.error_saying("configmaps", 500, WITHOUT_PREVIOUS);
+    tell();
+    fixture.server.close_watches("configmaps");
+    assert!(within(watch.next()).await.is_none(), "the first time it only ends");
+    let mut watch = open().await;
+    tell();
+    let Some(Ok(WatchEvent::Error(status))) = within(watch.next()).await else {
+        panic!("an error")
+    };
+    assert_eq!((status.code, &*status.message), (500, WITHOUT_PREVIOUS));
+}
+
 #[tokio::test]
 async fn nothing_is_lost_while_the_server_cannot_be_reached() {
     let fixture = Fixture::start().await;

@@ -108,9 +108,13 @@ impl Server {
 
     /// Sends an ERROR frame to every watch of the resource.
     pub(super) fn error(&self, resource: &str, code: u16) {
+        self.error_saying(resource, code, "as the test says");
+    }
+
+    pub(super) fn error_saying(&self, resource: &str, code: u16, message: &str) {
         let object = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": "as the test says", "reason": "Expired", "code": code,
+            "message": message, "reason": "Expired", "code": code,
         });
         self.state().send(resource, &json!({"type": "ERROR", "object": object}));
     }

@@ -1,8 +1,11 @@
 //! A plane with worlds on it, and direct questions to its etcd that share no code with them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures::stream::BoxStream;
+use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
 use http_body_util::{BodyExt as _, Full};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Client;
@@ -148,6 +151,69 @@ pub(crate) async fn request_as(
         .body(body)
         .map_err(kube::Error::HttpError)?;
     client.request(request).await
+}
+
+/// The events of a watch.
+pub(crate) type Events = BoxStream<'static, Result<Value>>;
+
+/// A watch as it comes, with its errors.
+pub(crate) async fn events(stage: &Stage, path_and_query: &str) -> Result<Events> {
+    let request = http::Request::get(path_and_query).body(Vec::new())?;
+    let lines = stage.client.request_stream(request).await?.lines();
+    let lines = lines.map_err(anyhow::Error::from);
+    Ok(lines.and_then(async |line| Ok(serde_json::from_str(&line)?)).boxed())
+}
+
+/// A watch that goes on, as any client's does, where a race of etcd's has ended it.
+pub(crate) struct Watch<'a> {
+    stage: &'a Stage,
+    path: String,
+    events: Events,
+    /// The last revision that it has seen.
+    pub(crate) at: i64,
+    /// How often the race has ended it there.
+    ended: usize,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) async fn open(stage: &'a Stage, path: String, at: i64) -> Result<Self> {
+        let events = Self::events(stage, &path, at).await?;
+        Ok(Self { stage, path, events, at, ended: 0 })
+    }
+
+    async fn events(stage: &Stage, path: &str, at: i64) -> Result<Events> {
+        events(stage, &format!("{path}?watch=true&resourceVersion={at}")).await
+    }
+
+    /// The next event, which comes within 20 s.
+    pub(crate) async fn next(&mut self) -> Result<Value> {
+        loop {
+            let event = tokio::time::timeout(Duration::from_secs(20), self.events.next()).await;
+            let place = || format!("{}, after {}", self.path, self.at);
+            let event = event.with_context(|| format!("nothing came: {}", place()))?;
+            let event = event.with_context(|| format!("it ended: {}", place()))??;
+            if event["type"] == "ERROR" {
+                self.go_on_after(&event).await?;
+                continue;
+            }
+            let version = &event["object"]["metadata"]["resourceVersion"];
+            self.at = version.as_str().context("no rv")?.parse()?;
+            self.ended = 0;
+            return Ok(event);
+        }
+    }
+
+    /// Where a watch is so young that etcd has not yet noted its wish for previous versions, etcd tells an update or a
+    /// deletion without, and a server without a watch cache ends the watch. It is there for the next one; if it is not for
+    /// five, it is no race. Source: etcd, `etcdserver/api/v3rpc/watch.go`, `recvLoop`.
+    async fn go_on_after(&mut self, error: &Value) -> Result<()> {
+        let message = error["object"]["message"].as_str().unwrap_or_default();
+        self.ended += 1;
+        anyhow::ensure!(message.contains("PrevKv=nil") && self.ended <= 5, "{error}");
+        println!("{} at {}: etcd's race ended a watch: {message}", self.path, self.at);
+        self.events = Self::events(self.stage, &self.path, self.at).await?;
+        Ok(())
+    }
 }
 
 /// Asks a plane's etcd.

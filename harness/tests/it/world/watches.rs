@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::{AsyncBufReadExt as _, StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use laggard::world::{Resource, World};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, request, rounds, slow_rounds};
+use super::stage::{Stage, Watch, events, request, rounds, slow_rounds};
 
 on_each_server!(
     a_watch_from_before_a_fork_sees_all_of_it_in_order,
@@ -27,8 +27,8 @@ async fn a_watch_from_before_a_fork_sees_all_of_it_in_order(stage: &Stage) -> Re
         for resource in resources() {
             let path = path(&resource, None);
             let list = request(&stage.client, "GET", &path, None).await?;
-            let rv = list["metadata"]["resourceVersion"].as_str().context("no rv")?.to_owned();
-            watches.push((resource, open(stage, &path, &format!("&resourceVersion={rv}")).await?));
+            let rv = list["metadata"]["resourceVersion"].as_str().context("no rv")?.parse()?;
+            watches.push((resource, Watch::open(stage, path, rv).await?));
         }
         let world = stage.worlds.fork(&moment).await?;
         for (resource, watch) in watches {
@@ -55,7 +55,7 @@ async fn a_watch_that_resumes_at_any_revision_of_a_fork_sees_all_that_follows(
             for (from, _, _) in changes(&world, &resource, 0) {
                 let expected = changes(&world, &resource, from);
                 let path = path(&resource, Some(&world));
-                let watch = open(stage, &path, &format!("&resourceVersion={from}")).await?;
+                let watch = Watch::open(stage, path, from).await?;
                 let seen = of_world(watch, world.namespace(), expected.len()).await?;
                 assert_eq!(seen, expected, "round {round}: {resource} from {from}");
             }
@@ -63,7 +63,7 @@ async fn a_watch_that_resumes_at_any_revision_of_a_fork_sees_all_that_follows(
         // And what comes after the fork comes after it in every watch.
         let last = world.last_revisions()[&Resource::new("", "configmaps")];
         let maps = path(&Resource::new("", "configmaps"), Some(&world));
-        let watch = open(stage, &maps, &format!("&resourceVersion={last}")).await?;
+        let watch = Watch::open(stage, maps.clone(), last).await?;
         let made = stage.create(&maps, &json!({ "metadata": { "name": "later" } })).await?;
         let seen = of_world(watch, world.namespace(), 1).await?;
         assert_eq!(seen[0].1, "later");
@@ -82,7 +82,7 @@ async fn a_streaming_list_shows_all_of_a_fork(stage: &Stage) -> Result<()> {
             let path = path(&resource, Some(&world));
             let query = "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan\
                          &allowWatchBookmarks=true";
-            let mut watch = open(stage, &path, query).await?;
+            let mut watch = events(stage, &format!("{path}?watch=true{query}")).await?;
             let mut seen = Vec::new();
             let initial = async {
                 while let Some(event) = watch.next().await {
@@ -160,33 +160,18 @@ fn ascending(seen: &[Seen]) {
     assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0), "{seen:?}");
 }
 
-type Events = futures::stream::BoxStream<'static, Result<Value>>;
-
-async fn open(stage: &Stage, path: &str, query: &str) -> Result<Events> {
-    let request = http::Request::get(format!("{path}?watch=true{query}")).body(Vec::new())?;
-    let lines = stage.client.request_stream(request).await?.lines();
-    Ok(lines
-        .map_err(anyhow::Error::from)
-        .and_then(async |line| Ok(serde_json::from_str(&line)?))
-        .boxed())
-}
-
 fn name(event: &Value) -> Result<String> {
     Ok(event["object"]["metadata"]["name"].as_str().context("no name")?.to_owned())
 }
 
 /// So many events of a namespace.
-async fn of_world(mut watch: Events, namespace: &str, count: usize) -> Result<Vec<Seen>> {
+async fn of_world(mut watch: Watch<'_>, namespace: &str, count: usize) -> Result<Vec<Seen>> {
     let mut seen = Vec::new();
     while seen.len() < count {
-        let event = tokio::time::timeout(LIMIT, watch.next()).await;
+        let event = watch.next().await;
         let event = event.with_context(|| format!("waited for event {} of {count}", seen.len()))?;
-        let event = event.context("the watch ended")??;
-        anyhow::ensure!(event["type"] != "ERROR", "{event}");
-        let metadata = &event["object"]["metadata"];
-        if metadata["namespace"] == namespace {
-            let revision = metadata["resourceVersion"].as_str().context("no rv")?.parse()?;
-            seen.push((revision, name(&event)?, event["type"] == "DELETED"));
+        if event["object"]["metadata"]["namespace"] == namespace {
+            seen.push((watch.at, name(&event)?, event["type"] == "DELETED"));
         }
     }
     Ok(seen)
