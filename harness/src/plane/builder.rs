@@ -155,7 +155,10 @@ impl PlaneBuilder {
     /// server as in production. Which it was, [`Plane::preset`] says.
     ///
     /// - The API server has no watch cache: a LIST, as consistent as before, is answered by etcd at
-    ///   once instead of after a tick of up to 100 ms, and memory does not fill with past events.
+    ///   once instead of after a tick of up to 100 ms, and memory does not fill with past events. Once in
+    ///   some thousand watches that are opened while their objects change, etcd loses a race with itself and
+    ///   the server ends the watch with a 500 (`PrevKv=nil`), which a watch cache would have kept to itself:
+    ///   clients watch again, as they do after any end, and those of [`Lag`](crate::lag::Lag) see an end without error.
     /// - The admission plugins LimitRanger and ResourceQuota, which LIST for every first object of
     ///   a namespace, are off. Leave this out if a test has LimitRanges or ResourceQuotas.
     /// - etcd keeps its data in memory (and so is the plane's directory, but for the logs), if
