@@ -44,7 +44,8 @@ pub(crate) fn stamped_early(write: &RequestStep, before: &Truth) -> Option<Strin
     (runs != stamped).then(|| format!("currentImage is {stamped}, but the pod runs {runs}"))
 }
 
-/// The image was stamped in a pass at whose begin or end a container of it had been started.
+/// The image was stamped in a pass that a container of it had been started before, or by the end of, or that has read so
+/// of the server: what it read may be gone again at its end.
 pub(crate) fn stamps_what_was_started(pass: &SeenPass<'_>) -> Result<(), String> {
     let image = |truth: &Truth| status(truth).current_image;
     let Some(stamped) =
@@ -52,10 +53,9 @@ pub(crate) fn stamps_what_was_started(pass: &SeenPass<'_>) -> Result<(), String>
     else {
         return Ok(());
     };
-    let started = |truth: &Truth| {
-        pod(truth).is_some_and(|pod| image_of(&pod).as_ref() == Some(&stamped) && is_started(&pod))
-    };
-    match started(pass.before()) || started(pass.after()) {
+    let read = pass.read_live::<Pod>().into_iter();
+    let mut known = [pass.before(), pass.after()].into_iter().filter_map(pod).chain(read);
+    match known.any(|pod| image_of(&pod).as_ref() == Some(&stamped) && is_started(&pod)) {
         true => Ok(()),
         false => Err(format!("currentImage is {stamped}, and no container of it was started")),
     }

@@ -99,6 +99,15 @@ impl Truth {
         self.revision.as_deref()
     }
 
+    /// The object of a change, whether it is there or not.
+    pub(crate) fn of_change<K>(&self, commit: &Commit) -> Option<K>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let object = commit.object.clone().map(Arc::new);
+        self.read(&commit.resource, &commit.key, &object)
+    }
+
     /// Puts an object there.
     pub(crate) fn insert(&mut self, resource: &str, key: ObjectKey, object: Arc<Value>) {
         let objects = self.objects.entry(resource.to_owned()).or_default();
@@ -134,7 +143,7 @@ impl Truth {
         self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn look(&self, resource: &str) {
+    pub(crate) fn look(&self, resource: &str) {
         let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         if !looked_at.contains(resource) {
             looked_at.insert(resource.to_owned());

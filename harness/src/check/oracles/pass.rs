@@ -3,11 +3,14 @@
 use std::fmt;
 
 use kube::Resource;
+use serde::de::DeserializeOwned;
 
 use super::user::{Claim, unreadable, words};
 use crate::{
     check::{Truth, truth::resource_of},
-    lag::model::{Action, Author, CachedRead, Commit, PassStart, RequestStep, Run, Step},
+    lag::model::{
+        Action, Author, CachedRead, Commit, PassStart, RequestStep, Run, Source, Step, Verb,
+    },
 };
 
 /// One pass of the process that has come to its end, as an oracle sees it.
@@ -62,6 +65,30 @@ impl<'a> SeenPass<'a> {
             Action::Read(read) => Some(read),
             _ => None,
         })
+    }
+
+    /// The objects of this kind that its live reads found, each as it was then, in the order of the answers.
+    ///
+    /// What was so in the middle of a pass may be neither before nor after it: a pass that acts on what it read is judged
+    /// by this. An answer of a flipped read is none, and neither is one of the server's watch cache (`resourceVersion=0`).
+    #[must_use]
+    pub fn read_live<K>(&self) -> Vec<K>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        let resource = resource_of::<K>();
+        self.before.look(&resource);
+        let live = self.requests().filter(|request| {
+            request.source == Source::Live && matches!(request.request.verb, Verb::Get | Verb::List)
+        });
+        let found = live.flat_map(|request| &request.reply).filter_map(|seen| {
+            self.run.history.iter().find(|commit| {
+                commit.resource == resource
+                    && commit.key == seen.key
+                    && commit.resource_version == seen.resource_version
+            })
+        });
+        found.filter_map(|commit| self.before.of_change(commit)).collect()
     }
 
     /// Whether a wrapped cache showed it an object of this kind, or the lack of one, as it no longer was.
@@ -243,6 +270,30 @@ mod tests {
         let other =
             |pass: &SeenPass<'_>| !pass.was_shown_old::<k8s_openapi::api::core::v1::ConfigMap>();
         assert_eq!(judged(passes().end(), other), None);
+    }
+
+    #[test]
+    fn a_live_read_found_what_is_neither_before_nor_after_the_pass() {
+        let seen = |pass: &SeenPass<'_>| {
+            let found = pass.read_live::<StatefulSet>().into_iter();
+            found.map(|set| set.spec.replicas.unwrap()).collect::<Vec<_>>()
+        };
+        let complete = |replicas: u32| {
+            let pod = json!({"metadata": {}});
+            json!({"spec": {
+                "replicas": replicas, "selector": {}, "serviceName": "x", "template": pod,
+            }})
+        };
+        let script = || {
+            let script = Script::new().given(SETS, "n0", complete(1)).stream(SETS, Role::Store);
+            let script = script.pass("n0").get(SETS, "n0").get(PODS, "n0");
+            let script = script.actor("user", SETS, "n0", Some(complete(2))).get(SETS, "n0");
+            script.actor("user", SETS, "n0", Some(complete(3)))
+        };
+        assert_eq!(judged(script().end(), move |pass| seen(pass) == [1, 2]), None);
+        let script = script().pass("n0").get(SETS, "n0");
+        let script = script.but(|read| read.source = Source::Unobserved).get(PODS, "n0").end();
+        assert_eq!(judged(script, move |pass| pass.number() == 1 || seen(pass).is_empty()), None);
     }
 
     #[test]
