@@ -365,8 +365,11 @@ impl Stream {
     fn only_ends_it(&mut self, frame: &Value) -> bool {
         let told = frame["type"] == "ERROR"
             && wire::text(frame, "/object/message").is_some_and(|it| is_without_previous(&it));
+        if !told {
+            return false;
+        }
         let here = self.received_resource_version().map(str::to_owned);
-        if !told || here.is_none() || here == self.without_previous {
+        if here.is_none() || here == self.without_previous {
             return false;
         }
         self.without_previous = here;
