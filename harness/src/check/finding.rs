@@ -158,11 +158,8 @@ fn first_held<'a>(
     let view = certificate.views.into_iter().find(|view| view.step == step)?;
     let held = view.held?;
     let stream = run.streams.get(read.stream)?;
-    let commit = run.history.iter().find(|commit| {
-        commit.resource == stream.identity.qualified_resource()
-            && commit.key == held.key
-            && commit.resource_version == held.resource_version
-    })?;
+    let resource = stream.identity.qualified_resource();
+    let commit = run.change_to(&resource, &held.key, &held.resource_version)?;
     Some((commit, commit.step?))
 }
 

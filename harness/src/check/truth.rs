@@ -52,7 +52,7 @@ impl Truth {
     {
         let resource = resource_of::<K>();
         let (key, object) = self.find(&resource, name)?;
-        self.read(&resource, key, object)
+        self.read(&resource, key, object.as_deref())
     }
 
     /// All objects of this kind, by name. Those that cannot be read as a `K` are treated as by
@@ -65,7 +65,7 @@ impl Truth {
         let resource = resource_of::<K>();
         self.look(&resource);
         let objects = self.objects.get(&resource).into_iter().flatten();
-        objects.filter_map(|(key, object)| self.read(&resource, key, object)).collect()
+        objects.filter_map(|(key, object)| self.read(&resource, key, object.as_deref())).collect()
     }
 
     /// The object as the server has it. `resource` is such as `statefulsets.apps`, or `pods` in the core
@@ -104,8 +104,7 @@ impl Truth {
     where
         K: Resource<DynamicType = ()> + DeserializeOwned,
     {
-        let object = commit.object.clone().map(Arc::new);
-        self.read(&commit.resource, &commit.key, &object)
+        self.read(&commit.resource, &commit.key, commit.object.as_ref())
     }
 
     /// Puts an object there.
@@ -164,13 +163,13 @@ impl Truth {
         &self,
         resource: &str,
         key: &ObjectKey,
-        object: &Option<Arc<Value>>,
+        object: Option<&Value>,
     ) -> Option<K> {
         let Some(object) = object else {
             self.note(&format!("{resource} {key} was not kept in the record"));
             return None;
         };
-        match K::deserialize(&**object) {
+        match K::deserialize(object) {
             Ok(object) => Some(object),
             Err(error) => {
                 let kind = std::any::type_name::<K>();

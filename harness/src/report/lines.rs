@@ -93,14 +93,8 @@ pub(super) fn lines(run: &Run) -> Vec<Line> {
 pub(super) fn held(run: &Run, hold: &Hold, numbers: &BTreeMap<u64, usize>) -> String {
     let Some(first) = &hold.first else { return "whatever comes".to_owned() };
     let stream = run.streams.get(hold.stream).map(|stream| stream.identity.qualified_resource());
-    let by = run
-        .history
-        .iter()
-        .find(|commit| {
-            Some(&commit.resource) == stream.as_ref()
-                && commit.key == first.key
-                && commit.resource_version == first.resource_version
-        })
+    let by = stream
+        .and_then(|resource| run.change_to(&resource, &first.key, &first.resource_version))
         .map_or_else(String::new, |commit| format!(" by {}", author(&commit.by, numbers)));
     let which = if hold.behind > 1 { "the first is " } else { "" };
     format!("{} ({which}rv {}{by})", events(hold.behind.max(1)), first.resource_version)

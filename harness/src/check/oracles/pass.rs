@@ -81,13 +81,9 @@ impl<'a> SeenPass<'a> {
         let live = self.requests().filter(|request| {
             request.source == Source::Live && matches!(request.request.verb, Verb::Get | Verb::List)
         });
-        let found = live.flat_map(|request| &request.reply).filter_map(|seen| {
-            self.run.history.iter().find(|commit| {
-                commit.resource == resource
-                    && commit.key == seen.key
-                    && commit.resource_version == seen.resource_version
-            })
-        });
+        let found = live
+            .flat_map(|request| &request.reply)
+            .filter_map(|seen| self.run.change_to(&resource, &seen.key, &seen.resource_version));
         found.filter_map(|commit| self.before.of_change(commit)).collect()
     }
 

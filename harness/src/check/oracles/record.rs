@@ -221,11 +221,7 @@ impl<'a> Record<'a> {
     }
 
     fn uid_at(&self, resource: &str, key: &ObjectKey, version: &str) -> Option<&'a str> {
-        let mut history = self.run.history.iter();
-        let commit = history.find(|commit| {
-            commit.resource == resource && commit.key == *key && commit.resource_version == version
-        })?;
-        uid_of(commit)
+        uid_of(self.run.change_to(resource, key, version)?)
     }
 
     fn shows(&self, stream: usize, resource: &str) -> bool {

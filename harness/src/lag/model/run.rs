@@ -97,6 +97,20 @@ impl Run {
         state
     }
 
+    /// The change that made this version of an object, if it is in the history.
+    pub(crate) fn change_to(
+        &self,
+        resource: &str,
+        key: &ObjectKey,
+        resource_version: &str,
+    ) -> Option<&Commit> {
+        self.history.iter().find(|commit| {
+            commit.resource == resource
+                && commit.key == *key
+                && commit.resource_version == resource_version
+        })
+    }
+
     /// The choices that were not the freshest: what makes this run differ from the baseline.
     pub fn deviations(&self) -> impl Iterator<Item = &Chosen> {
         self.choices.iter().filter(|chosen| chosen.is_deviation())
