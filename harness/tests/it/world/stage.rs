@@ -153,6 +153,9 @@ pub(crate) async fn request_as(
     client.request(request).await
 }
 
+/// What a watch is waited for comes within milliseconds.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
 /// The events of a watch.
 pub(crate) type Events = BoxStream<'static, Result<Value>>;
 
@@ -167,7 +170,7 @@ pub(crate) async fn events(stage: &Stage, path_and_query: &str) -> Result<Events
 /// A watch that goes on, as any client's does, where a race of etcd's has ended it.
 pub(crate) struct Watch<'a> {
     stage: &'a Stage,
-    path: String,
+    pub(crate) path: String,
     events: Events,
     /// The last revision that it has seen.
     pub(crate) at: i64,
@@ -188,7 +191,7 @@ impl<'a> Watch<'a> {
     /// The next event, which comes within 20 s.
     pub(crate) async fn next(&mut self) -> Result<Value> {
         loop {
-            let event = tokio::time::timeout(Duration::from_secs(20), self.events.next()).await;
+            let event = tokio::time::timeout(LIMIT, self.events.next()).await;
             let place = || format!("{}, after {}", self.path, self.at);
             let event = event.with_context(|| format!("nothing came: {}", place()))?;
             let event = event.with_context(|| format!("it ended: {}", place()))??;

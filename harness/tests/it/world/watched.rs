@@ -36,19 +36,18 @@ async fn an_erasure_under_open_watches_is_seen_by_all_of_them(stage: &Stage) -> 
             let wide = kind.replace("namespaces/{}/", "");
             for number in 0..AT_ONCE * 2 {
                 let path = if number % 2 == 0 { &narrow } else { &wide };
-                let watch = Watch::open(stage, path.clone(), world.last_revision()).await?;
-                watches.push((path.clone(), watch));
+                watches.push(Watch::open(stage, path.clone(), world.last_revision()).await?);
             }
         }
         let name = world.namespace().to_owned();
         stage.worlds.erase(world).await?;
-        for (path, mut watch) in watches {
+        for mut watch in watches {
             let mut left = names.clone();
             while !left.is_empty() {
                 let event = watch.next().await;
                 let event =
                     event.with_context(|| format!("round {round}: it has not told of {left:?}"))?;
-                let metadata = &event["object"]["metadata"];
+                let (path, metadata) = (&watch.path, &event["object"]["metadata"]);
                 if metadata["namespace"] == json!(name) {
                     assert_eq!(event["type"], "DELETED", "round {round}: {path}: {event}");
                     let name = metadata["name"].as_str().context("no name")?;

@@ -1,22 +1,17 @@
 //! A watch shows a fork as it shows any namespace: every change, in the order of ascending revisions.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use futures::StreamExt as _;
 use laggard::world::{Resource, World};
 use serde_json::{Value, json};
 
-use super::stage::{Stage, Watch, events, request, rounds, slow_rounds};
+use super::stage::{LIMIT, Stage, Watch, events, request, rounds, slow_rounds};
 
 on_each_server!(
     a_watch_from_before_a_fork_sees_all_of_it_in_order,
     a_watch_that_resumes_at_any_revision_of_a_fork_sees_all_that_follows,
     a_streaming_list_shows_all_of_a_fork,
 );
-
-/// What a test waits for arrives within milliseconds.
-const LIMIT: Duration = Duration::from_secs(20);
 
 async fn a_watch_from_before_a_fork_sees_all_of_it_in_order(stage: &Stage) -> Result<()> {
     let source = source(stage).await?;
